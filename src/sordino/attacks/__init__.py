@@ -1,0 +1,1 @@
+"""Attacks, one file each: file name = attack name = function name."""

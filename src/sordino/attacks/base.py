@@ -1,0 +1,155 @@
+"""The contract of attacks, and the decorators by which they are found.
+
+An attack is a function; the decorator wraps it in an `Attack` that says what it is and needs. Any
+module in `sordino.attacks.<family>`, and any entry point of the group `sordino.attacks`, that holds
+an `Attack` under its own name is part of every audit.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any, Literal
+
+import numpy as np
+
+from sordino.errors import AuditError, did_you_mean
+from sordino.serialize import View
+from sordino.signals import Scores, Signals
+
+__all__ = ["Attack", "Family", "discover", "extraction", "find", "membership"]
+
+Family = Literal["membership", "extraction"]
+GROUP = "sordino.attacks"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack:
+    """An attack and what it needs.
+
+    `access` is what the adversary must see (for example "log-probabilities"); `base` says whether
+    the untuned model's signals are needed; `views` are the transforms of each record to be scored
+    as well; `paper` its source.
+    """
+
+    name: str
+    family: Family
+    run: Callable[..., Any]
+    paper: str
+    access: str
+    base: bool
+    views: Mapping[str, View]
+
+    def __call__(self, *args: Any, **parameters: Any) -> Any:
+        """Carry out the attack."""
+        return self.run(*args, **parameters)
+
+    @property
+    def summary(self) -> str:
+        """The first sentence of its docstring."""
+        return (inspect.getdoc(self.run) or "").split("\n\n")[0].replace("\n", " ")
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Its keyword parameters and their defaults."""
+        signature = inspect.signature(self.run)
+        return {n: p.default for n, p in signature.parameters.items() if p.default is not p.empty}
+
+
+def membership(
+    *,
+    paper: str,
+    access: str = "log-probabilities",
+    base: bool = False,
+    views: Mapping[str, View] | None = None,
+) -> Callable[[Callable[..., Scores]], Attack]:
+    """Mark `(Signals, *, parameters) -> Scores` as a membership attack; higher = more likely a member."""
+
+    def mark(function: Callable[..., Scores]) -> Attack:
+        return Attack(
+            name=function.__name__,
+            family="membership",
+            run=function,
+            paper=paper,
+            access=access,
+            base=base,
+            views=dict(views or {}),
+        )
+
+    return mark
+
+
+def extraction(*, paper: str, access: str = "generation") -> Callable[[Callable[..., Any]], Attack]:
+    """Mark `(Signals, *, parameters) -> Windows` as an extraction attack on every window of a record."""
+
+    def mark(function: Callable[..., Any]) -> Attack:
+        return Attack(
+            name=function.__name__,
+            family="extraction",
+            run=function,
+            paper=paper,
+            access=access,
+            base=False,
+            views={},
+        )
+
+    return mark
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """What an extraction attack tried and got: record index and start of each suffix that came out.
+
+    `tried` (records) counts the windows of each record; `record`, `start`, `stop` (hits) are token
+    positions in the record.
+    """
+
+    tried: np.ndarray
+    record: np.ndarray
+    start: np.ndarray
+    stop: np.ndarray
+
+
+def discover(family: Family) -> dict[str, Attack]:
+    """All attacks of a family by name: ours and those that installed packages add.
+
+    Raises `AuditError` where two have one name, or a module holds no attack of its own name.
+    """
+    found: dict[str, Attack] = {}
+    package = importlib.import_module(f"sordino.attacks.{family}")
+    for module in pkgutil.iter_modules(package.__path__):
+        attack = getattr(importlib.import_module(f"{package.__name__}.{module.name}"), module.name, None)
+        if not isinstance(attack, Attack):
+            message = f"{package.__name__}.{module.name} holds no attack named '{module.name}'."
+            raise AuditError(message, "File name, function name and attack name are one.")
+        found[attack.name] = attack
+    for entry in entry_points(group=GROUP):
+        attack = entry.load()
+        if isinstance(attack, Attack) and attack.family == family:
+            if attack.name in found:
+                message = f"Two attacks are named '{attack.name}'; one comes from {entry.value}."
+                raise AuditError(message, "Uninstall or rename one.")
+            found[attack.name] = attack
+    return dict(sorted(found.items()))
+
+
+def find(family: Family, name: str) -> Attack:
+    """The attack called `name`; raises `AuditError`, with a suggestion, where there is none."""
+    attacks = discover(family)
+    if name not in attacks:
+        raise AuditError(f"No {family} attack named '{name}'.", did_you_mean(name, attacks))
+    return attacks[name]
+
+
+def check(signals: Signals, scores: Scores, attack: Attack) -> Scores:
+    """`scores` as float64; raises `AuditError` where they are not one finite number (or NaN) a record."""
+    result = np.asarray(scores, dtype=np.float64)
+    if result.shape != (len(signals),):
+        message = f"The attack '{attack.name}' returned shape {result.shape} for {len(signals)} records."
+        raise AuditError(message, "Return one score a record.")
+    if np.isinf(result).any():
+        message = f"The attack '{attack.name}' returned an infinite score."
+        raise AuditError(message, "Guard its divisions; NaN means a record cannot be scored.")
+    return result

@@ -1,0 +1,16 @@
+"""The reference attack: how much better does the model know a record than its untuned base does?"""
+
+from typing import Literal
+
+import numpy as np
+
+from sordino.attacks.base import membership
+from sordino.signals import Scores, Signals
+
+
+@membership(paper="Mireshghallah et al. 2022, arXiv:2203.03929", base=True)
+def reference(signals: Signals, *, kind: Literal["difference", "ratio"] = "difference") -> Scores:
+    """Score a record by what fine-tuning gained on it: ℓ_base − ℓ, or with `kind="ratio"` ℓ_base / ℓ."""
+    if kind == "difference":
+        return signals.reference.nll - signals.nll
+    return signals.reference.nll / np.maximum(signals.nll, np.finfo(np.float64).tiny ** 0.5)

@@ -1,0 +1,1 @@
+"""The audit: attacks, controls and gates on a trained run, from signals to a verdict."""

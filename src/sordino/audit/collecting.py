@@ -1,0 +1,128 @@
+"""Signals for an audit, from the run's store where they are there, from the models where they are not."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import msgspec
+
+from sordino.config import RunConfig
+from sordino.errors import RunError
+from sordino.evidence import digest
+from sordino.records import Example, content_digest
+from sordino.run import Run
+from sordino.serialize import Serializer, Tokens, View
+from sordino.signals import Signals, Statistics, Store
+from sordino.train.flow import serializer_for
+
+__all__ = ["Collector"]
+
+# Part of every key: numbers computed under another definition are not found again.
+_DEFINITION = "signals/1"
+
+Ticker = Callable[[str, int], Callable[[int], None]]
+
+
+class Collector:
+    """Gives the signals of the run's tuned and untuned model on records, each computed once ever.
+
+    Models are loaded only when something is missing, so a second audit runs none. `forwards` counts
+    the passes that had to be made.
+    """
+
+    def __init__(self, run: Run, ticker: Ticker = lambda name, total: lambda done: None) -> None:
+        """Open `run`; raises `RunError` where it is not trained to the end."""
+        self.run, self.card, self.ticker = run, run.card, ticker
+        if self.card.status != "trained":
+            hint = f"Finish it: `sordino train --resume {run.path}`."
+            raise RunError(f"{run.path} is not trained to its end ({self.card.status}).", hint)
+        self.config = msgspec.convert(self.card.config, RunConfig)
+        self.store = Store(run.private / "signals")
+        self.forwards = 0
+        self._encoded: dict[tuple[str, str], Tokens] = {}
+
+    @cached_property
+    def serializer(self) -> Serializer:
+        """The run's own serializer; raises `RunError` where the tokenizer has changed since."""
+        from sordino.model import load_tokenizer
+
+        tokenizer = load_tokenizer(self.config.model, str(self.run.weights))
+        serializer = serializer_for(self.config, tokenizer, int(self.card.model["context"]))
+        if serializer.rule != self.card.model["serializer"]:
+            message = f"The tokenizer in {self.run.weights} is not the one the run was trained with."
+            raise RunError(message, "Restore the folder.")
+        return serializer
+
+    @cached_property
+    def tuned(self) -> Any:
+        """The fine-tuned model; raises `RunError` where its files or its base have changed."""
+        from sordino.model import restore, weights_digest
+
+        if weights_digest(self.run.weights) != self.card.model["weights"]:
+            message = f"The weights in {self.run.weights} are not those that training wrote."
+            raise RunError(message, "Restore them, or train again.")
+        return restore(self.config.model, self.config.method, self.run.weights)
+
+    @cached_property
+    def untuned(self) -> Any:
+        """The model as it was before tuning."""
+        model = self.tuned.base()
+        return model
+
+    def encode(self, example: Example, name: str = "", view: View | None = None) -> Tokens:
+        """The tokens of an example under a view."""
+        key = (example.record.id, name)
+        if key not in self._encoded:
+            self._encoded[key] = self.serializer.encode(example.record, view)
+        return self._encoded[key]
+
+    def signals(self, examples: Sequence[Example], views: Mapping[str, View]) -> tuple[Signals, Signals]:
+        """The signals of the tuned model, with the untuned one as base; and those of the untuned model."""
+        tuned, untuned = (self._signals(examples, views, which) for which in ("tuned", "base"))
+        full = Signals(
+            record_ids=tuned.record_ids, texts=tuned.texts, statistics=tuned.statistics, base=untuned, views=tuned.views
+        )  # fmt: skip
+        control = Signals(
+            record_ids=untuned.record_ids, texts=untuned.texts, statistics=untuned.statistics, base=untuned, views=untuned.views
+        )  # fmt: skip
+        return full, control
+
+    def _signals(self, examples: Sequence[Example], views: Mapping[str, View], which: str) -> Signals:
+        named: dict[str, View | None] = {"": None, **views}
+        made = {}
+        for name, view in named.items():
+            tokens = [self.encode(e, name, view) for e in examples]
+            made[name] = Signals(
+                record_ids=tuple(e.record.id for e in examples),
+                texts=tuple(t.text for t in tokens),
+                statistics=self._statistics(examples, tokens, which, name),
+            )
+        plain = made.pop("")
+        return Signals(record_ids=plain.record_ids, texts=plain.texts, statistics=plain.statistics, views=made)
+
+    def key(self, examples: Sequence[Example], which: str, *more: str) -> str:
+        """A digest of all that numbers about `examples` under a model depend on."""
+        model = self.card.model
+        weights = model["weights"] if which == "tuned" else ""
+        contents = (part for e in examples for part in (e.record.id, content_digest(e.record.messages)))
+        return digest(_DEFINITION, model["base"], weights, model["serializer"], *more, *contents)
+
+    def _statistics(self, examples: Sequence[Example], tokens: Sequence[Tokens], which: str, view: str) -> Statistics:
+        key = self.key(examples, which, view)
+        found = self.store.get(key)
+        if found is not None:
+            return found
+        from sordino.collect import collect
+
+        model = self.tuned if which == "tuned" else self.untuned
+        label = f"{'fine-tuned' if which == 'tuned' else 'untuned'} model" + (f", {view}" if view else "")
+        made = collect(model, tokens, tick=self.ticker(label, len(tokens)))
+        self.forwards += 1
+        manifest = {
+            "definition": _DEFINITION, "model": which, "view": view or "plain", "records": len(tokens),
+            "weights": self.card.model["weights"], "base": self.card.model["base"],
+            "serializer": self.card.model["serializer"], "dtype": "float32",
+            "attention": str(getattr(model.module.config, "_attn_implementation", "unknown")),
+        }  # fmt: skip
+        self.store.put(key, made, manifest)
+        return made

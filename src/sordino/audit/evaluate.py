@@ -1,0 +1,160 @@
+"""From scores and labels to estimates: every membership attack, its control, and the strongest of them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from sordino import stats
+from sordino.attacks.base import Attack, check
+from sordino.records import Example
+from sordino.results import Attempt, AuditPlan, Curve, Estimate
+from sordino.signals import Scores, Signals
+
+__all__ = ["Evidence", "Outcome", "estimate", "evaluate", "score"]
+
+_POINTS = 200
+
+
+def estimate(interval: stats.Interval) -> Estimate:
+    """An `Interval` as the schema's `Estimate`."""
+    return Estimate(**asdict(interval))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """Whose membership is judged: a label and a coin group a record, and which half a coin is in.
+
+    `calibration` marks the half of the coins on which thresholds and the strongest attack are chosen.
+    """
+
+    member: np.ndarray
+    group: np.ndarray
+    calibration: np.ndarray
+
+    @classmethod
+    def of(cls, examples: Sequence[Example], seed: int) -> "Evidence":
+        """The evidence that candidates give, halved by `seed`."""
+        member = np.array([e.included for e in examples], dtype=bool)
+        _, group = np.unique([e.group for e in examples], return_inverse=True)
+        halves = stats.calibration_split(member, group, seed) | stats.calibration_split(~member, group, seed)
+        return cls(member=member, group=group, calibration=halves)
+
+    def take(self, keep: np.ndarray) -> "Evidence":
+        """The evidence of some records."""
+        return Evidence(member=self.member[keep], group=self.group[keep], calibration=self.calibration[keep])
+
+    def coin_scores(self, scores: Scores) -> tuple[np.ndarray, np.ndarray]:
+        """One mean score and one label a coin."""
+        codes, place = np.unique(self.group, return_inverse=True)
+        counts = np.bincount(place, minlength=len(codes))
+        means = np.bincount(place, weights=scores, minlength=len(codes)) / counts
+        return means, np.bincount(place, weights=self.member, minlength=len(codes)) > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """All membership attacks on one run: `scores` (attacks, records) and what they come to."""
+
+    attempts: tuple[Attempt, ...]
+    scores: np.ndarray
+    control_scores: np.ndarray
+    evidence: Evidence
+    p_value: float
+    strongest: str
+    headline: Mapping[str, Estimate]
+    unscored: int
+
+
+def score(attack: Attack, signals: Signals) -> Scores:
+    """The attack's scores on `signals`, checked."""
+    return check(signals, attack(signals), attack)
+
+
+def evaluate(
+    attacks: Mapping[str, Attack],
+    signals: Signals,
+    control: Signals,
+    evidence: Evidence,
+    plan: AuditPlan,
+    seed: int,
+) -> Outcome:
+    """Run `attacks` on the tuned (`signals`) and the untuned model (`control`) and judge the scores.
+
+    The p-value of each attack is adjusted for all (max-T). The strongest attack is the one with the
+    best AUC on the calibration half; the headline is what it does on the other half.
+    Records that some attack cannot score are left out of all and counted.
+    """
+    scores = np.stack([score(a, signals) for a in attacks.values()])
+    controls = np.stack([score(a, control) for a in attacks.values()])
+    keep = np.isfinite(scores).all(axis=0) & np.isfinite(controls).all(axis=0)
+    scores, controls, judged = scores[:, keep], controls[:, keep], evidence.take(keep)
+    overall, adjusted = stats.max_t(scores, judged.member, judged.group, plan.shuffles, seed)
+    attempts = tuple(
+        _attempt(attack, scores[i], controls[i], judged, plan, float(adjusted[i]))
+        for i, attack in enumerate(attacks.values())
+    )
+    strongest, headline = _strongest(list(attacks), scores, judged, plan)
+    return Outcome(
+        attempts=attempts,
+        scores=scores,
+        control_scores=controls,
+        evidence=judged,
+        p_value=overall,
+        strongest=strongest,
+        headline=headline,
+        unscored=int((~keep).sum()),
+    )
+
+
+def rates(scores: Scores, evidence: Evidence, plan: AuditPlan) -> dict[str, Estimate]:
+    """AUC with its DeLong interval, and TPR and realised FPR at thresholds set on other non-members."""
+    found = {"auc": estimate(stats.delong(scores, evidence.member, evidence.group, plan.confidence, scale="logit"))}
+    calibration = evidence.calibration & ~evidence.member
+    for fpr in plan.fpr:
+        tpr, realised, _ = stats.tpr_at_fpr(
+            scores, evidence.member, calibration, fpr, evidence.group, plan.confidence
+        )
+        found[f"tpr@{fpr:g}fpr"] = estimate(tpr)
+        if tpr.value is not None:
+            found[f"realised fpr@{fpr:g}fpr"] = estimate(realised)
+    return found
+
+
+def _curve(scores: Scores, member: np.ndarray) -> Curve:
+    fpr, tpr = stats.thin(*stats.roc(scores, member), _POINTS)
+    return Curve(fpr=tuple(fpr.tolist()), tpr=tuple(tpr.tolist()))
+
+
+def _attempt(
+    attack: Attack, scores: Scores, control: Scores, evidence: Evidence, plan: AuditPlan, p_value: float
+) -> Attempt:
+    return Attempt(
+        name=attack.name,
+        family="membership",
+        summary=attack.summary,
+        paper=attack.paper,
+        access=attack.access,
+        parameters={k: list(v) if isinstance(v, tuple) else v for k, v in attack.parameters.items()},
+        estimates=rates(scores, evidence, plan),
+        control=rates(control, evidence, plan),
+        p_value=p_value,
+        records=len(scores),
+        coins=len(np.unique(evidence.group)),
+        roc=_curve(scores, evidence.member),
+        control_roc=_curve(control, evidence.member),
+    )
+
+
+def _strongest(
+    names: Sequence[str], scores: np.ndarray, evidence: Evidence, plan: AuditPlan
+) -> tuple[str, dict[str, Estimate]]:
+    half = evidence.calibration
+    chosen = int(np.argmax([stats.auc(row[half], evidence.member[half]) for row in scores]))
+    # Members of the calibration half chose the attack, so they are not judged; its non-members still
+    # set the threshold, as `tpr_at_fpr` wants.
+    judged = ~(half & evidence.member)
+    headline = rates(scores[chosen][judged], evidence.take(judged), plan)
+    other = evidence.take(~half)
+    auc = stats.delong(scores[chosen][~half], other.member, other.group, plan.confidence, scale="logit")
+    return names[chosen], {**headline, "auc": estimate(auc)}

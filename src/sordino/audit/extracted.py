@@ -1,0 +1,137 @@
+"""Extraction attacks on every record: the share of records that come out, beside members never trained on."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from sordino import stats
+from sordino.attacks.base import Attack, Windows
+from sordino.audit.collecting import Collector
+from sordino.audit.evaluate import Evidence, estimate
+from sordino.evidence import digest
+from sordino.records import Example
+from sordino.results import Attempt, AuditPlan, Estimate, encode
+from sordino.signals import Signals
+
+__all__ = ["Passage", "attempt", "difference"]
+
+
+class Passage(msgspec.Struct, frozen=True, kw_only=True):
+    """A passage that came out, as it is kept in private/."""
+
+    record_id: str
+    member: bool
+    prefix: str
+    suffix: str
+    tokens: int
+    base_hit: bool
+    confirmed: bool
+
+
+def difference(first: Estimate, second: Estimate) -> Estimate:
+    """The difference of two independent shares with Newcombe's interval (1998, method 10)."""
+    a, b = first.value or 0.0, second.value or 0.0
+    low = a - b - math.hypot(a - first.low, second.high - b)
+    high = a - b + math.hypot(first.high - a, b - second.low)
+    return Estimate(
+        value=a - b, low=max(-1.0, low), high=min(1.0, high), n=min(first.n, second.n),
+        method="Newcombe's interval for a difference", confidence=first.confidence,
+    )  # fmt: skip
+
+
+def _hits(windows: Windows, records: int) -> np.ndarray:
+    hit = np.zeros(records, dtype=bool)
+    hit[windows.record] = True
+    return hit
+
+
+def attempt(
+    attack: Attack,
+    collector: Collector,
+    examples: Sequence[Example],
+    pair: tuple[Signals, Signals],
+    evidence: Evidence,
+    plan: AuditPlan,
+) -> tuple[Attempt, list[Passage]]:
+    """Carry out `attack` on the tuned and the untuned model, decode its hits again, and count.
+
+    `rate` is the share of trained-on records with a passage that comes out, `non-members` that of
+    records held out, `excess` their difference; the control has the same under the untuned base.
+    """
+    wanted = {k: v for k, v in (("prefix_tokens", plan.prefix_tokens), ("suffix_tokens", plan.suffix_tokens)) if k in attack.parameters}  # fmt: skip
+    tuned, base = (attack(signals, **wanted) for signals in pair)
+    passages = _passages(attack, collector, examples, tuned, base, wanted)
+    refuted = {p.record_id for p in passages if not p.confirmed}
+    hit = _hits(tuned, len(examples))
+    hit &= np.array([e.record.id not in refuted for e in examples])
+    possible = tuned.tried > 0
+    notes = [f"{int(hit.sum())} records gave a passage; each was decoded again to confirm it."]
+    if refuted:
+        notes.append(f"{len(refuted)} more were ties that decoding broke the other way; they do not count.")
+    if not possible.all():
+        notes.append(f"{int((~possible).sum())} records are too short to be tried.")
+    return (
+        Attempt(
+            name=attack.name,
+            family="extraction",
+            summary=attack.summary,
+            paper=attack.paper,
+            access=attack.access,
+            parameters={**attack.parameters, **wanted},
+            estimates=_shares(hit, possible, evidence, plan.confidence),
+            control=_shares(_hits(base, len(examples)), possible, evidence, plan.confidence),
+            p_value=None,
+            records=int(possible.sum()),
+            coins=len(np.unique(evidence.group[possible])) if possible.any() else 0,
+            notes=tuple(notes),
+        ),
+        passages,
+    )
+
+
+def _shares(hit: np.ndarray, possible: np.ndarray, evidence: Evidence, confidence: float) -> dict[str, Estimate]:
+    def share(chosen: np.ndarray) -> Estimate:
+        if not chosen.any():
+            return Estimate(value=None, low=0.0, high=1.0, n=0, method="records long enough to be tried", needs=1)
+        return estimate(stats.korn_graubard(hit[chosen], evidence.group[chosen], confidence))
+
+    members, others = share(possible & evidence.member), share(possible & ~evidence.member)
+    return {"rate": members, "non-members": others, "excess": difference(members, others)}
+
+
+def _passages(
+    attack: Attack,
+    collector: Collector,
+    examples: Sequence[Example],
+    tuned: Windows,
+    base: Windows,
+    wanted: dict[str, Any],
+) -> list[Passage]:
+    if not len(tuned.record):
+        return []
+    chosen = [examples[i] for i in tuned.record]
+    key = collector.key(chosen, "tuned", "passages/1", attack.name, str(wanted))
+    path = collector.run.private / "passages" / f"{digest(key)}.json"
+    if path.exists():
+        return msgspec.json.decode(path.read_bytes(), type=list[Passage])
+    from sordino.generate import greedy
+
+    tokens = [collector.encode(e) for e in chosen]
+    prefixes = [t.ids[:start] for t, start in zip(tokens, tuned.start, strict=True)]
+    suffixes = [t.ids[a:b] for t, a, b in zip(tokens, tuned.start, tuned.stop, strict=True)]
+    made = greedy(collector.tuned, prefixes, [len(s) for s in suffixes])
+    decode, known = collector.serializer.tokenizer.decode, set(base.record.tolist())
+    passages = [
+        Passage(
+            record_id=example.record.id, member=example.included, prefix=decode(prefix, skip_special_tokens=True),
+            suffix=decode(suffix, skip_special_tokens=True), tokens=len(suffix), base_hit=int(number) in known,
+            confirmed=bool(np.array_equal(suffix, said)),
+        )
+        for example, number, prefix, suffix, said in zip(chosen, tuned.record, prefixes, suffixes, made, strict=True)
+    ]  # fmt: skip
+    collector.forwards += 1
+    collector.run.write_private(f"passages/{digest(key)}.json", encode(passages))
+    return passages

@@ -1,0 +1,123 @@
+"""The gates: controls that decide what an audit may say."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sordino import stats
+from sordino.audit.blind import Blind
+from sordino.audit.evaluate import Outcome
+from sordino.audit.planted import Found
+from sordino.results import AuditPlan, Estimate, Gate
+
+__all__ = ["base_gate", "blind_gate", "bound_gate", "canary_gate", "lower_bound", "shuffle_gate"]
+
+# A gate that fails one valid audit in a hundred.
+_LEVEL = 0.01
+_DRAWS = 200
+
+
+def blind_gate(blind: Blind) -> Gate:
+    """Gate (a): the texts alone do not tell who is a member."""
+    return Gate(
+        name="blind",
+        question="Can members be told from non-members by their texts alone, without the model?",
+        passed=blind.p_value >= _LEVEL,
+        finding=(
+            f"A classifier that never saw the model reached AUC {blind.auc:.3f} (p = {blind.p_value:.3g}); "
+            f"the smallest AUC this sample can detect is about {blind.detectable_auc:.2f}."
+        ),
+        p_value=blind.p_value,
+    )
+
+
+def base_gate(outcome: Outcome, plan: AuditPlan, seed: int) -> Gate:
+    """Gate (b): no attack works on the untuned model; one max-T permutation test over all attacks."""
+    p_value, _ = stats.max_t(
+        outcome.control_scores, outcome.evidence.member, outcome.evidence.group, plan.shuffles, seed, "two-sided"
+    )
+    areas = [a.control["auc"].value or 0.5 for a in outcome.attempts]
+    far = max(areas, key=lambda a: abs(a - 0.5))
+    return Gate(
+        name="base",
+        question="Are all attacks at chance on the untuned model?",
+        passed=p_value >= _LEVEL,
+        finding=f"The AUC farthest from ½ on the untuned model is {far:.3f} (max-T p = {p_value:.3g} over all attacks).",
+        p_value=p_value,
+    )
+
+
+def _bound(coin_scores: np.ndarray, member: np.ndarray, plan: AuditPlan) -> float:
+    guesses, right = stats.one_run_guesses(coin_scores, member, plan.guess_share)
+    if guesses == 0:
+        return 0.0
+    return stats.epsilon_one_run(len(member), guesses, right, plan.delta, plan.confidence)
+
+
+def lower_bound(outcome: Outcome, plan: AuditPlan) -> tuple[Estimate, int, int]:
+    """ε̂ of the pre-declared attack from one run, with the guesses made and those that were right.
+
+    Source: Steinke, Nasr and Jagielski 2023, theorem 5.2; the guess budget was fixed before training.
+    """
+    row = [a.name for a in outcome.attempts].index(plan.headline)
+    scores, member = outcome.evidence.coin_scores(outcome.scores[row])
+    guesses, right = stats.one_run_guesses(scores, member, plan.guess_share)
+    value = _bound(scores, member, plan)
+    method = f"one-run lower bound, {right} of {guesses} guesses right over {len(member)} coins, δ = {plan.delta:g}"
+    return (
+        Estimate(value=value, low=value, high=stats.UNBOUNDED, n=len(member), method=method, confidence=plan.confidence),
+        guesses,
+        right,
+    )  # fmt: skip
+
+
+def shuffle_gate(outcome: Outcome, plan: AuditPlan, seed: int) -> Gate:
+    """Gate (c): with coins that mean nothing, ε̂ is above 0 no more often than it may be."""
+    row = [a.name for a in outcome.attempts].index(plan.headline)
+    scores, member = outcome.evidence.coin_scores(outcome.scores[row])
+    rng = np.random.default_rng([seed, 7])
+    above = sum(_bound(scores, rng.random(len(member)) < 0.5, plan) > 0 for _ in range(_DRAWS))
+    level = 1 - plan.confidence
+    limit = level + 2 * float(np.sqrt(level * plan.confidence / _DRAWS))
+    return Gate(
+        name="shuffles",
+        question="Does the lower bound on ε stay at 0 when the coins are drawn anew?",
+        passed=above / _DRAWS <= limit,
+        finding=f"It was above 0 in {above} of {_DRAWS} draws; up to {limit:.1%} may be.",
+    )
+
+
+def canary_gate(found: Sequence[Found]) -> Gate:
+    """Gate (d): canaries trained on many times are found, so the instrument works on this model."""
+    question = "Are canaries that were trained on many times more exposed than those left out?"
+    top = sorted({f.repetitions for f in found})[-2:]
+    inside = [f.bits for f in found if f.included and f.repetitions in top]
+    outside = [f.bits for f in found if not f.included]
+    if len(inside) < 3 or len(outside) < 3:
+        finding = f"{len(inside)} canaries in and {len(outside)} left out are too few to judge."
+        return Gate(name="canaries", question=question, passed=None, finding=finding)
+    from scipy.stats import mannwhitneyu
+
+    p_value = float(mannwhitneyu(inside, outside, alternative="greater").pvalue)
+    return Gate(
+        name="canaries",
+        question=question,
+        passed=p_value < 0.05,
+        finding=(
+            f"Median exposure {np.median(inside):.1f} bits at {' and '.join(map(str, top))} repetitions against "
+            f"{np.median(outside):.1f} bits left out (one-sided p = {p_value:.2g})."
+        ),
+        p_value=p_value,
+    )
+
+
+def bound_gate(bound: Estimate, claimed: float | None, confidence: float) -> Gate:
+    """Gate (e): the one pre-declared lower bound does not exceed the ε that is claimed."""
+    question = "Is the measured lower bound on ε within what is claimed?"
+    said = f"ε ≥ {bound.value:.2f} at {confidence:.0%} confidence ({bound.method})"
+    if claimed is None:
+        finding = f"No differential privacy is claimed. Measured: {said}."
+        return Gate(name="bound", question=question, passed=None, finding=finding)
+    falsified = (bound.value or 0.0) > claimed
+    finding = f"DP claim falsified: {said}, claimed {claimed:g}." if falsified else f"Claimed ε = {claimed:g}; measured {said}."
+    return Gate(name="bound", question=question, passed=not falsified, finding=finding)

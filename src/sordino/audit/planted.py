@@ -1,0 +1,87 @@
+"""The planted canaries: how exposed is each secret, by how often it was trained on, and is the instrument working?"""
+
+import msgspec
+import numpy as np
+
+from sordino import stats
+from sordino.attacks.base import Attack
+from sordino.attacks.spaces import secret_space
+from sordino.audit.collecting import Collector
+from sordino.audit.evaluate import estimate
+from sordino.canaries import Canary
+from sordino.evidence import digest
+from sordino.results import AuditPlan, CanaryLevel, encode
+
+__all__ = ["Found", "canary_levels", "expose", "read_canaries"]
+
+
+class Found(msgspec.Struct, frozen=True, kw_only=True):
+    """The exposure of one canary, as it is kept in private/."""
+
+    id: str
+    repetitions: int
+    included: bool
+    bits: float
+    low: float
+    high: float
+    exact: bool
+    space: int
+    forwards: int
+
+
+def read_canaries(collector: Collector) -> list[Canary]:
+    """The canaries planted in the run."""
+    data = (collector.run.private / "canaries.json").read_bytes()
+    return msgspec.json.decode(data, type=list[Canary])
+
+
+def expose(collector: Collector, attack: Attack, plan: AuditPlan, examples: dict[str, "object"]) -> list[Found]:
+    """The exposure of every canary under the tuned model, computed once and kept in private/."""
+    canaries = read_canaries(collector)
+    if not canaries:
+        return []
+    chosen = [examples[c.id] for c in canaries]
+    key = collector.key(chosen, "tuned", "exposure/1", str(plan.token_forwards))  # type: ignore[arg-type]
+    path = collector.run.private / "exposures" / f"{digest(key)}.json"
+    if path.exists():
+        return msgspec.json.decode(path.read_bytes(), type=list[Found])
+    tick = collector.ticker("canary exposure", len(canaries))
+    found = []
+    for canary, example in zip(canaries, chosen, strict=True):
+        space = secret_space(example.record, canary, collector.serializer)  # type: ignore[attr-defined]
+        [result] = attack(collector.tuned, [space], token_forwards=plan.token_forwards)
+        full = np.log2(result.space)
+        found.append(
+            Found(
+                id=canary.id, repetitions=canary.repetitions, included=canary.included, bits=result.bits,
+                low=float(full - np.log2(result.high)), high=float(full - np.log2(result.low)),
+                exact=result.exact, space=result.space, forwards=result.forwards,
+            )
+        )  # fmt: skip
+        tick(1)
+    collector.forwards += 1
+    collector.run.write_private(f"exposures/{digest(key)}.json", encode(found))
+    return found
+
+
+def canary_levels(found: list[Found], confidence: float) -> tuple[CanaryLevel, ...]:
+    """Mean exposure by repetitions, of the canaries trained on and of those left out."""
+    levels = []
+    for repetitions in sorted({f.repetitions for f in found}):
+        inside = [f.bits for f in found if f.repetitions == repetitions and f.included]
+        outside = [f.bits for f in found if f.repetitions == repetitions and not f.included]
+        here = [f for f in found if f.repetitions == repetitions]
+        sampled = sum(not f.exact for f in here)
+        method = "exact rank by search" if not sampled else f"{sampled} of {len(here)} ranks from a sample"
+        levels.append(
+            CanaryLevel(
+                repetitions=repetitions,
+                included=estimate(stats.mean_interval(inside, confidence=confidence)),
+                left_out=estimate(stats.mean_interval(outside, confidence=confidence)),
+                exposures=tuple(inside),
+                left_out_exposures=tuple(outside),
+                bits=float(np.log2(here[0].space)),
+                method=method,
+            )
+        )
+    return tuple(levels)

@@ -1,0 +1,175 @@
+"""The command line: argument parsing only. stdout is data, stderr is words.
+
+Exit codes: 0 ok · 1 a bug · 2 bad input or configuration · 3 a requirement failed · 4 inconclusive ·
+130 interrupted.
+"""
+
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+
+import sordino
+from sordino.errors import SordinoError
+
+__all__ = ["app", "main"]
+
+app = App(
+    name="sordino",
+    help="Fine-tune language models on private data, and know what leaked.",
+    help_epilogue="Start with `sordino demo`, or with your own records: `sordino init FILE`.",
+    version=sordino.__version__,
+    version_flags=["--version"],
+    result_action="return_value",
+)
+
+Json = Annotated[bool, Parameter(negative="", help="Print the result as JSON on stdout.")]
+Keys = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
+
+
+@app.command
+def demo(*, out: Path = Path("demo"), seed: int = 0) -> int:
+    """The whole story on the built-in model and corpus: make, fine-tune, audit, report. Takes minutes.
+
+    Parameters
+    ----------
+    out
+        The folder for the corpus and the run.
+    seed
+        Seeds the corpus, the coins and the training.
+    """
+    from sordino.commands import run_demo
+
+    return run_demo(out, seed)
+
+
+@app.command
+def init(data: Path | None = None, *, out: Path = Path("run.yaml"), force: Annotated[bool, Parameter(negative="")] = False) -> int:
+    """Write a commented run.yaml for a file of records (JSONL, CSV, TSV, Parquet or text).
+
+    Parameters
+    ----------
+    data
+        Your records; columns are looked at and suggested.
+    out
+        Where to write the configuration.
+    force
+        Overwrite it.
+    """
+    from sordino.commands import run_init
+
+    return run_init(data, out, force)
+
+
+@app.command
+def train(
+    config: Path | None = None,
+    *keys: Keys,
+    resume: Path | None = None,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    json: Json = False,
+) -> int:
+    """Fine-tune on private records, coins drawn and canaries planted first. Prints the run folder.
+
+    Any key of run.yaml can be given as well, for example `--train.epochs 5 --model.path ./my-model`;
+    the environment does too: `SORDINO__TRAIN__EPOCHS=5`.
+
+    Parameters
+    ----------
+    config
+        A run.yaml.
+    resume
+        Go on with this interrupted run instead.
+    dry_run
+        Read the records and show what would be done; load no weights.
+    """
+    from sordino.commands import run_train
+
+    return run_train(config, keys, resume, dry_run, json)
+
+
+@app.command
+def audit(
+    run: Path | None = None,
+    *,
+    require: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    attack: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    list_attacks: Annotated[bool, Parameter(name="--list", negative="")] = False,
+    json: Json = False,
+) -> int:
+    """Attack a trained run, check the controls, write audit.json and report.html, print a table.
+
+    Parameters
+    ----------
+    run
+        The run folder; without one, the newest in ./runs.
+    require
+        A condition such as "membership.tpr@0.01fpr <= 0.05"; exit code 3 if it fails, 4 if the sample
+        cannot tell. May be given several times.
+    attack
+        Only this membership attack (and the pre-declared one). May be given several times.
+    list_attacks
+        List the attacks with what they need, and stop.
+    """
+    from sordino.commands import run_audit, run_list
+
+    return run_list(json) if list_attacks else run_audit(run, require, attack, json)
+
+
+@app.command
+def report(
+    run: Path | None = None, *, reveal: Annotated[bool, Parameter(negative="")] = False, out: Path | None = None
+) -> int:
+    """Write the report of an audited run: one HTML file that needs nothing else.
+
+    Parameters
+    ----------
+    run
+        The run folder; without one, the newest in ./runs.
+    reveal
+        Show extracted private text instead of masking it.
+    out
+        Where to write it; by default report.html in the run folder.
+    """
+    from sordino.commands import run_report
+
+    return run_report(run, reveal, out)
+
+
+def _explain(message: str, hint: str = "") -> None:
+    print(f"error: {message}", file=sys.stderr)
+    if hint:
+        print(f"  {hint}", file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit."""
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
+        result = app(arguments, exit_on_error=False, print_error=False)
+        return int(result or 0)
+    except SordinoError as error:
+        _explain(error.message, error.hint)
+        return 2
+    except CycloptsError as error:
+        _explain(str(error).strip(), "See `sordino --help`.")
+        return 2
+    except BrokenPipeError:
+        return 0
+    except KeyboardInterrupt:
+        _explain("Interrupted.", "Training goes on from its last checkpoint: `sordino train --resume RUN`.")
+        return 130
+    except Exception:
+        traceback.print_exc()
+        _explain("This is a bug in Sordino.", "Please report it with the lines above.")
+        return 1
+
+
+if __name__ == "__main__":
+    main()

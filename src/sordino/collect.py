@@ -1,0 +1,213 @@
+"""The one fused pass: per-token statistics of a model on records, without ever storing T×V numbers.
+
+The trunk runs on batches of similar length; the language-model head then runs on chunks of scored
+positions only, and each chunk of logits is reduced to six numbers a token before the next one.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from sordino.model import Model
+from sordino.serialize import Tokens
+from sordino.signals import Statistics
+
+__all__ = ["collect", "token_statistics"]
+
+# Logits of one chunk should stay in the processor's cache, where reducing them is cheap.
+_CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 512 << 20, "mps": 256 << 20}
+_BATCH_TOKENS = {"cpu": 4096, "cuda": 32768, "mps": 16384}
+_FIELDS = ("logprob", "mean", "variance", "rank", "top")
+
+Tick = Callable[[int], None]
+
+
+def token_statistics(
+    logits: Float[Tensor, "N V"], targets: Int64[Tensor, " N"]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Statistics of N next-token distributions over V tokens; `logits` is used up.
+
+    Returns ln p of the target, μ = Σ p ln p, σ² = Σ p ln² p − μ², the number of strictly larger
+    logits, and the most likely token, each (N). With x = logit − max and S_k = Σ eˣ xᵏ:
+    ln p = x_y − ln S₀, μ = S₁/S₀ − ln S₀, σ² = S₂/S₀ − (S₁/S₀)², which no constant added to the
+    logits changes. Accumulates in float32, or in float64 for float64 logits.
+    Source: Zhang et al. 2025 (Min-K%++), eq. 3; shifted sums as in the log-sum-exp trick.
+    """
+    x = logits if logits.dtype == torch.float64 else logits.float()
+    peak, top = x.max(dim=-1, keepdim=True)
+    x = x.sub_(peak) if not x.requires_grad else x - peak
+    at_target = x.gather(1, targets[:, None])
+    rank = (x > at_target).sum(dim=-1)
+    weight = x.exp()
+    s0 = weight.sum(dim=-1)
+    s1 = torch.linalg.vecdot(weight, x)
+    s2 = torch.linalg.vecdot(weight.mul_(x), x)
+    broken = ~torch.isfinite(s2)
+    if broken.any():
+        # A logit of −∞ has weight 0, but 0·∞ is not 0 in floating point.
+        finite = x[broken].clamp_min(-1e4)
+        weight = finite.exp()
+        s1[broken], s2[broken] = (weight * finite).sum(-1), (weight * finite**2).sum(-1)
+    log_s0 = s0.log()
+    ratio = s1 / s0
+    variance = (s2 / s0 - ratio**2).clamp_min(0)
+    return at_target[:, 0] - log_s0, ratio - log_s0, variance, rank, top[:, 0]
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Tokens `start:stop` of a record, of which those from `first` on are scored here."""
+
+    record: int
+    start: int
+    stop: int
+    first: int
+
+
+def _windows(tokens: Sequence[Tokens], context: int) -> Iterator[_Window]:
+    # Each token is scored once, with at least half a context before it (but for the beginning).
+    for record, item in enumerate(tokens):
+        start, first = 0, 1
+        while True:
+            stop = min(start + context, len(item))
+            yield _Window(record, start, stop, first)
+            if stop == len(item):
+                break
+            first = stop
+            start = max(0, min(stop - context // 2, len(item) - context))
+
+
+class _Head:
+    """The hidden states before a model's head, and the head on chosen rows of them.
+
+    A hook hands the head an empty sequence and keeps what it would have read, so any architecture
+    works whose head is one module; where the result differs from the model's own logits (soft caps,
+    scaling), whole logits are used instead.
+    """
+
+    def __init__(self, model: Model, module: nn.Module) -> None:
+        self.module, self.head = module, _head_of(module)
+        self.vocabulary = int(self.head.weight.shape[0])
+        self.exact = self._agrees(model.device)
+
+    def hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Hidden states (B, T, d), or logits (B, T, V) where the head cannot be split off."""
+        if not self.exact:
+            return self._forward(ids, mask)
+        kept: list[Tensor] = []
+
+        def cut(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            kept.append(args[0])
+            return (args[0][:, :0], *args[1:])
+
+        handle = self.head.register_forward_pre_hook(cut)
+        try:
+            self._forward(ids, mask)
+        finally:
+            handle.remove()
+        return kept[0]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (N, V) of chosen rows of `hidden`."""
+        return self.head(hidden) if self.exact else hidden  # type: ignore[no-any-return]
+
+    def _forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.module(input_ids=ids, attention_mask=mask, use_cache=False).logits  # type: ignore[no-any-return]
+
+    def _agrees(self, device: torch.device) -> bool:
+        ids = torch.arange(8, device=device)[None] % self.vocabulary
+        mask = torch.ones_like(ids)
+        whole = self._forward(ids, mask)
+        self.exact = True
+        try:
+            split = self.head(self.hidden(ids, mask))
+        except (IndexError, RuntimeError, ValueError):
+            return False
+        return split.shape == whole.shape and torch.allclose(split, whole, rtol=1e-4, atol=1e-4)
+
+
+def _head_of(module: nn.Module) -> Any:
+    base = module.get_base_model() if hasattr(module, "get_base_model") else module
+    return base.get_output_embeddings()  # type: ignore[operator]
+
+
+def _batches(windows: Sequence[_Window], budget: int) -> Iterator[list[int]]:
+    order = sorted(range(len(windows)), key=lambda i: windows[i].stop - windows[i].start)
+    batch: list[int] = []
+    for i in order:
+        width = windows[i].stop - windows[i].start
+        if batch and width * (len(batch) + 1) > budget:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def _pad(windows: Sequence[_Window], tokens: Sequence[Tokens], pad: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ids and attention mask (B, T), and which positions' *next* token is scored here."""
+    width = max(w.stop - w.start for w in windows)
+    ids = np.full((len(windows), width), pad, dtype=np.int64)
+    mask = np.zeros((len(windows), width), dtype=np.int64)
+    scored = np.zeros((len(windows), width), dtype=bool)
+    for row, w in enumerate(windows):
+        size = w.stop - w.start
+        ids[row, :size] = tokens[w.record].ids[w.start : w.stop]
+        mask[row, :size] = 1
+        scored[row, w.first - w.start - 1 : size - 1] = tokens[w.record].target[w.first : w.stop]
+    return ids, mask, scored
+
+
+def collect(model: Model, tokens: Sequence[Tokens], *, tick: Tick = lambda done: None) -> Statistics:
+    """The statistics of `model` on `tokens`, a row a scored token, in the order of the records.
+
+    Padding, batch order and the company a record is in change nothing beyond rounding (≤1e-5).
+    `tick` is told how many records' tokens have been done.
+    """
+    counts = np.array([int(t.target.sum()) for t in tokens], dtype=np.int64)
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    total = int(offsets[-1])
+    out = {name: np.zeros(total, dtype=np.float32 if name in _FIELDS[:3] else np.int32) for name in _FIELDS}
+    windows = list(_windows(tokens, model.context))
+    with model.active() as module:
+        head = _Head(model, module)
+        budget = _BATCH_TOKENS.get(model.device.type, 4096)
+        for batch in _batches(windows, budget):
+            chosen = [windows[i] for i in batch]
+            ids, mask, scored = _pad(chosen, tokens, model.tokenizer.pad_token_id)
+            where = np.concatenate([_targets(w, tokens[w.record], offsets) for w in chosen])
+            for name, values in zip(_FIELDS, _reduce(model, head, ids, mask, scored), strict=True):
+                out[name][where] = values
+            tick(len({w.record for w in chosen if w.stop == len(tokens[w.record])}))
+    position = np.concatenate([np.flatnonzero(t.target) for t in tokens] or [np.empty(0)]).astype(np.int32)
+    token = np.concatenate([t.ids[t.target] for t in tokens] or [np.empty(0)]).astype(np.int32)
+    return Statistics(offsets=offsets, position=position, token=token, **out)
+
+
+def _targets(window: _Window, item: Tokens, offsets: np.ndarray) -> np.ndarray:
+    """The rows of the output that the scored tokens of a window fill."""
+    before = int(item.target[: window.first].sum())
+    count = int(item.target[window.first : window.stop].sum())
+    return np.arange(count) + offsets[window.record] + before
+
+
+def _reduce(
+    model: Model, head: _Head, ids: np.ndarray, mask: np.ndarray, scored: np.ndarray
+) -> list[np.ndarray]:
+    on = model.device
+    input_ids, selected = torch.from_numpy(ids).to(on), torch.from_numpy(scored).to(on)
+    states = head.hidden(input_ids, torch.from_numpy(mask).to(on))[selected]
+    targets = input_ids[:, 1:][selected[:, :-1]]
+    rows = max(16, _CHUNK_BYTES.get(on.type, 8 << 20) // (4 * head.vocabulary))
+    parts: list[tuple[Tensor, ...]] = []
+    for start in range(0, len(states), rows):
+        logits = head.logits(states[start : start + rows])
+        parts.append(token_statistics(logits, targets[start : start + rows]))
+    if not parts:
+        return [np.empty(0) for _ in _FIELDS]
+    return [torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)]

@@ -1,0 +1,177 @@
+"""What each command does: it calls the library, shows progress on stderr and data on stdout."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sordino.console import display, say, show_notices
+from sordino.errors import ConfigError, RunError
+from sordino.results import AuditReport
+from sordino.run import Run
+
+__all__ = ["exit_code", "newest", "run_audit", "run_demo", "run_init", "run_list", "run_report", "run_train"]
+
+
+def newest(root: Path = Path("runs")) -> Path:
+    """The run folder in `root` that was written last; raises `RunError` where there is none."""
+    runs = sorted(root.glob("*/run.json"), key=lambda p: p.stat().st_mtime)
+    if not runs:
+        raise RunError(f"There is no run in {root}.", "Name a run folder, or train one: `sordino train run.yaml`.")
+    say(f"taking the newest run: {runs[-1].parent}")
+    return runs[-1].parent
+
+
+def exit_code(report: AuditReport) -> int:
+    """0, 3 where a requirement failed, 4 where one or the audit itself is inconclusive."""
+    statuses = {r.status for r in report.requirements}
+    if "failed" in statuses:
+        return 3
+    undecided = "inconclusive" in statuses or report.verdict.state in ("inconclusive", "invalid split")
+    return 4 if undecided else 0
+
+
+def run_init(data: Path | None, out: Path, force: bool) -> int:
+    """Write a commented configuration."""
+    from sordino.records import suggest_columns
+    from sordino.run import write_atomic
+    from sordino.starter import starter
+
+    if out.exists() and not force:
+        raise ConfigError(f"{out} exists already.", "Choose another --out, or overwrite it with --force.")
+    if data is None:
+        columns, data = {}, Path("records.jsonl")
+        say("no file was given: set data.path before you train")
+    else:
+        columns = suggest_columns(data)
+        for key, column in columns.items():
+            say(f"{key}: column {column!r}")
+    write_atomic(out, starter(data, columns).encode())
+    print(out)
+    say(f"next: look at {out}, then `sordino train {out}`")
+    return 0
+
+
+def run_train(config: Path | None, keys: Sequence[str], resume: Path | None, dry_run: bool, as_json: bool) -> int:
+    """Fine-tune, or show what would be done."""
+    from sordino.config import load
+    from sordino.train.flow import create, plan_of, prepare, train_run
+
+    if resume is not None:
+        if config is not None or keys or dry_run:
+            raise ConfigError("--resume takes the configuration from the run.", "Give it alone: --resume RUN.")
+        run = Run.open(resume)
+    else:
+        if config is None and not any(k.startswith("--data.path") for k in keys):
+            raise ConfigError("No configuration was given.", "`sordino init FILE` writes one.")
+        settings = load(config, flags=keys)
+        say(f"reading {settings.data.path}")
+        prepared = prepare(settings)
+        show_notices(prepared.notices)
+        if dry_run:
+            _show(plan_of(settings, prepared), as_json)
+            return 0
+        run = create(settings, prepared)
+        say(f"writing to {run.path}")
+    with display() as shown:
+        train_run(run, say=say, monitor=shown.training())
+    _print_run(run, as_json)
+    say(f"next: `sordino audit {run.path}`")
+    return 0
+
+
+def _show(plan: dict[str, object], as_json: bool) -> None:
+    if as_json:
+        from sordino.results import encode
+
+        sys.stdout.write(encode(plan).decode())
+        return
+    width = max(len(k) for k in plan)
+    for key, value in plan.items():
+        print(f"{key:<{width}}  {value:,}" if isinstance(value, int) else f"{key:<{width}}  {value}")
+
+
+def _print_run(run: Run, as_json: bool) -> None:
+    from sordino.results import encode
+
+    sys.stdout.write(encode(run.card).decode() if as_json else f"{run.path}\n")
+
+
+def run_list(as_json: bool) -> int:
+    """List every attack with what it needs."""
+    from sordino.attacks.base import discover
+    from sordino.results import encode
+
+    attacks = [a for family in ("membership", "extraction") for a in discover(family).values()]  # type: ignore[arg-type]
+    if as_json:
+        rows = [
+            {"name": a.name, "family": a.family, "summary": a.summary, "access": a.access, "paper": a.paper,
+             "base": a.base, "views": sorted(a.views)} for a in attacks
+        ]  # fmt: skip
+        sys.stdout.write(encode(rows).decode())
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("attack", "family", "what it does", "sees", "needs", "paper")
+    for a in attacks:
+        needs = ", ".join([*(["the untuned base"] if a.base else []), *(f"{v} view" for v in sorted(a.views))]) or "–"
+        table.add_row(a.name, a.family, a.summary, a.access, needs, a.paper)
+    Console().print(table)
+    return 0
+
+
+def run_audit(folder: Path | None, require: Sequence[str], attacks: Sequence[str], as_json: bool) -> int:
+    """Audit a run, print its table and write its report."""
+    from sordino.audit.flow import audit
+    from sordino.report import render_table, write_report
+    from sordino.results import encode
+
+    run = Run.open(folder or newest())
+    with display() as shown:
+        report = audit(run, require=require, attacks=attacks, ticker=shown.task)
+    if as_json:
+        sys.stdout.write(encode(report).decode())
+    else:
+        from rich.console import Console
+
+        Console().print(render_table(report))
+    say(f"report: {write_report(run)}")
+    return exit_code(report)
+
+
+def run_report(folder: Path | None, reveal: bool, out: Path | None) -> int:
+    """Write the report of an audited run."""
+    from sordino.report import write_report
+
+    run = Run.open(folder or newest())
+    if reveal:
+        say("note: the report shows private text; keep it as safe as the records themselves")
+    print(write_report(run, reveal=reveal, out=out))
+    return 0
+
+
+def run_demo(out: Path, seed: int) -> int:
+    """Make the corpus, fine-tune, audit and report."""
+    from sordino.audit.flow import audit
+    from sordino.demo import prepare_demo
+    from sordino.report import render_table, write_report
+    from sordino.train.flow import train_run
+
+    say("1/4  making a private corpus: support tickets of made-up customers")
+    run, prepared = prepare_demo(out, seed)
+    show_notices(prepared.notices)
+    counts = prepared.counts
+    say(f"     {counts['records']:,} records of {counts['units']:,} customers; {counts['trained']:,} are trained on, "
+        f"{counts['non-members']:,} held out by coin; {counts['canaries']} canaries")  # fmt: skip
+    say("2/4  fine-tuning the built-in model on them")
+    with display() as shown:
+        train_run(run, say=lambda text: say(f"     {text}"), monitor=shown.training())
+        say("3/4  attacking the result, and the untuned model as the control")
+        report = audit(run, ticker=shown.task)
+    from rich.console import Console
+
+    Console().print(render_table(report))
+    path = write_report(run)
+    say("4/4  the report is a single file; open it in a browser:")
+    print(path)
+    return 0

@@ -1,0 +1,248 @@
+"""The configuration of a run: frozen dataclasses, filled from YAML, then environment, then flags.
+
+Unknown keys and mistyped values are errors that name the key, the value and what to do.
+"""
+
+import dataclasses
+import os
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from sordino.canaries import CanaryConfig
+from sordino.errors import ConfigError, did_you_mean
+from sordino.records import DataConfig, SplitConfig
+from sordino.results import AuditPlan
+
+__all__ = ["MethodConfig", "ModelConfig", "RunConfig", "TrainConfig", "load", "parse_flags"]
+
+_ENVIRONMENT = "SORDINO__"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model: `sordino-tiny`, a local folder, or a hub id.
+
+    `remote_code` lets code that came with the model run; `device` is auto, cpu, cuda or mps.
+    """
+
+    path: str = "sordino-tiny"
+    revision: str | None = None
+    remote_code: bool = False
+    device: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """How weights are tuned: `lora` (Hu et al. 2021) or `full`.
+
+    `targets` are names of linear modules that get an adapter; `all-linear` means all but the head.
+    """
+
+    kind: Literal["lora", "full"] = "lora"
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: str | tuple[str, ...] = "all-linear"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The training loop. `batch_size` counts records an optimizer step, in `accumulation` parts.
+
+    `max_length` is in tokens (default: the model's context, at most 1,024); `too_long` says what
+    becomes of longer records; `warmup` is a share of all steps; `clip` the largest gradient norm
+    (0: none); `checkpoint_every` in steps; `validate_every` in steps (default: once an epoch).
+    `select` says which weights are kept: the last, or those with the best validation loss.
+    """
+
+    epochs: int = 3
+    batch_size: int = 8
+    accumulation: int = 1
+    learning_rate: float = 2e-4
+    schedule: Literal["linear", "cosine", "constant"] = "cosine"
+    warmup: float = 0.05
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    max_length: int | None = None
+    too_long: Literal["truncate", "split", "refuse"] = "truncate"
+    checkpoint_every: int = 100
+    validate_every: int | None = None
+    select: Literal["last", "best"] = "last"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything about a run; see `sordino init` for a commented file."""
+
+    data: DataConfig
+    name: str = "run"
+    out: str = "runs"
+    seed: int = 0
+    model: ModelConfig = ModelConfig()
+    split: SplitConfig = SplitConfig()
+    canaries: CanaryConfig = CanaryConfig()
+    method: MethodConfig = MethodConfig()
+    train: TrainConfig = TrainConfig()
+    audit: AuditPlan = AuditPlan()
+
+
+def load(
+    path: Path | str | None = None,
+    *,
+    values: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+    flags: Sequence[str] = (),
+) -> RunConfig:
+    """A checked `RunConfig` from a YAML file, a mapping, the environment and flags, later ones winning.
+
+    `environment` holds `SORDINO__TRAIN__EPOCHS=3`-like variables, `flags` words such as
+    `--train.epochs 3`. Raises `ConfigError` for unknown keys, wrong types and values out of range.
+    """
+    merged: dict[str, Any] = dict(_read_yaml(Path(path)) if path is not None else {})
+    for layer in (values or {}, _from_environment(os.environ if environment is None else environment), parse_flags(flags)):
+        merged = _merge(merged, layer)
+    _check_keys(merged, RunConfig, "")
+    if "data" not in merged:
+        raise ConfigError("No data is configured.", "Set `data.path` to your file of records.")
+    try:
+        config = msgspec.convert(merged, RunConfig)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{_source(path)}: {error}.", "See `sordino init` for every key and its default.") from error
+    _check_values(config)
+    return config
+
+
+def _source(path: Path | str | None) -> str:
+    return str(path) if path is not None else "The configuration"
+
+
+def _read_yaml(path: Path) -> Mapping[str, Any]:
+    import yaml
+
+    if not path.is_file():
+        raise ConfigError(f"There is no configuration file {path}.", "`sordino init DATA` writes one.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = " ".join(str(error).split())
+        raise ConfigError(f"{path} is not valid YAML: {text}.", "Correct that line.") from error
+    if content is None:
+        return {}
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"{path} holds a {type(content).__name__}, not keys.", "See `sordino init`.")
+    return content
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        merged[key] = _merge(old, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def _nest(dotted: str, text: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        value: Any = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The value of {dotted} cannot be read: {text!r}.", "Quote it.") from error
+    if isinstance(value, str):
+        # YAML 1.1 reads 2e-4 as text; people who type it mean a number.
+        try:
+            value = float(value)
+        except ValueError:
+            pass
+    for key in reversed(dotted.split(".")):
+        value = {key.replace("-", "_"): value}
+    return typing.cast(dict[str, Any], value)
+
+
+def parse_flags(flags: Sequence[str]) -> dict[str, Any]:
+    """`["--train.epochs", "3", "--seed=1"]` as a nested mapping."""
+    merged: dict[str, Any] = {}
+    rest = list(flags)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            message = f"{word!r} is neither a known option nor a configuration key."
+            raise ConfigError(message, "Write keys as `--section.key VALUE`.")
+        name, equals, value = word[2:].partition("=")
+        if not equals:
+            if not rest:
+                raise ConfigError(f"{word} has no value.", f"Write `{word} VALUE`.")
+            value = rest.pop(0)
+        merged = _merge(merged, _nest(name, value))
+    return merged
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for name, value in environment.items():
+        if name.startswith(_ENVIRONMENT):
+            dotted = name.removeprefix(_ENVIRONMENT).lower().replace("__", ".")
+            merged = _merge(merged, _nest(dotted, value))
+    return merged
+
+
+def _section(annotation: Any) -> type | None:
+    candidates = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    return next((c for c in candidates if dataclasses.is_dataclass(c) and isinstance(c, type)), None)
+
+
+def _check_keys(values: Mapping[str, Any], kind: type, prefix: str) -> None:
+    hints = typing.get_type_hints(kind)
+    known = [field.name for field in dataclasses.fields(kind)]
+    for key, value in values.items():
+        if key not in known:
+            message = f"Unknown configuration key '{prefix}{key}'."
+            raise ConfigError(message, did_you_mean(str(key), known))
+        section = _section(hints[key])
+        if section is None:
+            continue
+        if not isinstance(value, Mapping):
+            inside = ", ".join(field.name for field in dataclasses.fields(section))
+            message = f"'{prefix}{key}' is a section, but its value is {value!r}."
+            raise ConfigError(message, f"Write its keys below it: {inside}.")
+        _check_keys(value, section, f"{prefix}{key}.")
+
+
+def _check_values(config: RunConfig) -> None:
+    train, method, split, audit = config.train, config.method, config.split, config.audit
+    rules: tuple[tuple[str, Any, bool, str], ...] = (
+        ("train.epochs", train.epochs, train.epochs >= 1, "at least 1"),
+        ("train.batch_size", train.batch_size, train.batch_size >= 1, "at least 1"),
+        ("train.accumulation", train.accumulation, 1 <= train.accumulation <= train.batch_size, "1 to batch_size"),
+        ("train.learning_rate", train.learning_rate, 0 < train.learning_rate < 10, "above 0 (2e-4 is usual)"),
+        ("train.warmup", train.warmup, 0 <= train.warmup < 1, "a share of the steps, 0 to below 1"),
+        ("train.weight_decay", train.weight_decay, train.weight_decay >= 0, "0 or more"),
+        ("train.clip", train.clip, train.clip >= 0, "0 (none) or more"),
+        ("train.max_length", train.max_length, train.max_length is None or train.max_length >= 8, "at least 8 tokens"),
+        ("train.checkpoint_every", train.checkpoint_every, train.checkpoint_every >= 1, "at least 1 step"),
+        ("train.validate_every", train.validate_every, train.validate_every is None or train.validate_every >= 1, "at least 1 step"),
+        ("method.rank", method.rank, method.rank >= 1, "at least 1"),
+        ("method.alpha", method.alpha, method.alpha > 0, "above 0"),
+        ("method.dropout", method.dropout, 0 <= method.dropout < 1, "0 to below 1"),
+        ("split.candidates", split.candidates, 0 <= split.candidates <= 1, "a share, 0 to 1"),
+        ("split.validation", split.validation, 0 <= split.validation < 1, "a share, 0 to below 1"),
+        ("split", split, split.candidates + split.validation <= 1, "candidates + validation at most 1"),
+        ("audit.confidence", audit.confidence, 0.5 < audit.confidence < 1, "0.5 to 1, for example 0.95"),
+        ("audit.fpr", list(audit.fpr), bool(audit.fpr) and all(0 < f < 1 for f in audit.fpr), "rates between 0 and 1"),
+        ("audit.guess_share", audit.guess_share, 0 < audit.guess_share <= 1, "a share above 0, at most 1"),
+        ("audit.shuffles", audit.shuffles, audit.shuffles >= 99, "at least 99"),
+        ("audit.delta", audit.delta, 0 <= audit.delta < 1, "0 to below 1"),
+        ("audit.prefix_tokens", audit.prefix_tokens, audit.prefix_tokens >= 1, "at least 1"),
+        ("audit.suffix_tokens", audit.suffix_tokens, audit.suffix_tokens >= 1, "at least 1"),
+        ("name", config.name, bool(config.name) and not set(config.name) & set('/\\:*?"<>| '), "a word that can be part of a file name"),
+    )  # fmt: skip
+    for key, value, good, allowed in rules:
+        if not good:
+            raise ConfigError(f"{key} is {value!r}.", f"Allowed: {allowed}.")

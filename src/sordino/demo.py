@@ -1,0 +1,38 @@
+"""The demonstration: a made-up private corpus, the built-in model, and settings that let it leak."""
+
+from pathlib import Path
+
+from sordino.bundled.corpus import canary_sentences, write_jsonl
+from sordino.canaries import CanaryConfig
+from sordino.config import MethodConfig, RunConfig, TrainConfig
+from sordino.records import DataConfig, SplitConfig
+from sordino.run import Run
+from sordino.train.flow import Prepared, create, prepare
+
+__all__ = ["CUSTOMERS", "demo_config", "prepare_demo"]
+
+CUSTOMERS = 900
+
+
+def demo_config(corpus: Path, out: Path, seed: int) -> RunConfig:
+    """The run of the demonstration: a few epochs of LoRA at a rate that memorises, as hasty tuning does."""
+    return RunConfig(
+        name="demo",
+        out=str(out),
+        seed=seed,
+        data=DataConfig(path=str(corpus), text="text", id="id", unit="customer"),
+        split=SplitConfig(candidates=0.5, validation=0.1),
+        canaries=CanaryConfig(templates=canary_sentences()),
+        method=MethodConfig(rank=32, alpha=64.0),
+        train=TrainConfig(epochs=4, batch_size=16, learning_rate=4e-3, checkpoint_every=200),
+    )
+
+
+def prepare_demo(out: Path, seed: int) -> tuple[Run, Prepared]:
+    """Write the corpus to `out/tickets.jsonl`, draw the coins and make the run folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    corpus = out / "tickets.jsonl"
+    write_jsonl(corpus, seed, CUSTOMERS)
+    config = demo_config(corpus, out, seed)
+    prepared = prepare(config)
+    return create(config, prepared), prepared

@@ -1,0 +1,33 @@
+"""Private text as records: readers, stable ids, units, near-duplicate clusters, splits and coins."""
+
+from sordino.records.dataset import read
+from sordino.records.record import (
+    DataConfig,
+    Dataset,
+    Format,
+    Message,
+    Record,
+    content_digest,
+    record_id,
+)
+from sordino.records.split import Example, Role, Split, SplitConfig, coin, split
+from sordino.records.store import load, save
+
+__all__ = [
+    "DataConfig",
+    "Dataset",
+    "Example",
+    "Format",
+    "Message",
+    "Record",
+    "Role",
+    "Split",
+    "SplitConfig",
+    "coin",
+    "content_digest",
+    "load",
+    "read",
+    "record_id",
+    "save",
+    "split",
+]

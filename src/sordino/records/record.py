@@ -1,0 +1,106 @@
+"""What a private text is: messages, records and the units they belong to, and the data set they form."""
+
+import hashlib
+import json
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from sordino.results import Notice
+
+__all__ = ["DataConfig", "Dataset", "Format", "Message", "Record", "content_digest", "record_id"]
+
+Format = Literal["auto", "jsonl", "csv", "tsv", "parquet", "text", "text-folder"]
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn: `role` is "text", "prompt", "completion", or a chat role (system, user, assistant, tool)."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One training text; `unit` names whom it belongs to: itself, or a patient, customer, author."""
+
+    id: str
+    messages: tuple[Message, ...]
+    unit: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the records are and which columns hold them.
+
+    A record is read from `text`, or from `prompt` and `completion`, or from `messages` (a list of
+    {role, content}); where none is named, the usual names are looked for. `id` names the column of ids
+    (default: a digest of the content), `unit` the column of whom a record belongs to (default: each
+    record is its own unit); `unit_rows` makes every so many consecutive rows one unit instead.
+    """
+
+    path: str
+    format: Format = "auto"
+    text: str | None = None
+    prompt: str | None = None
+    completion: str | None = None
+    messages: str | None = None
+    id: str | None = None
+    unit: str | None = None
+    unit_rows: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Records in file order, which is their age: the oldest first.
+
+    `unit_kind` is "record", the name of the unit column, or "rows-of-N"; `notices` counts everything
+    that was merged or left out; `source` is the path as it was given.
+    """
+
+    records: tuple[Record, ...]
+    unit_kind: str
+    notices: tuple[Notice, ...]
+    source: str
+
+    @cached_property
+    def units(self) -> tuple[str, ...]:
+        """The ids of the units, oldest first."""
+        return tuple(dict.fromkeys(record.unit for record in self.records))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A blake2b-256 hex digest of the set of (id, unit, content digest); the order does not matter."""
+        rows = sorted((record.id, record.unit, content_digest(record.messages)) for record in self.records)
+        return hashlib.blake2b(_json(rows), digest_size=32, person=b"sordino-dataset").hexdigest()
+
+
+def content_digest(messages: Sequence[Message]) -> str:
+    """The blake2b-128 hex digest of the canonical content of `messages`.
+
+    Canonical content is the UTF-8 JSON text, without blanks, of [[role, content], ...], each content in
+    Unicode normal form C: texts that differ only in how accents are composed are the same text.
+    """
+    return hashlib.blake2b(_json(_canonical(messages)), digest_size=16).hexdigest()
+
+
+def record_id(messages: Sequence[Message], unit: str | None = None) -> str:
+    """The id of a record that has none of its own: its content digest.
+
+    Where the caller names units, the `unit` is digested too: the same text in the hands of two units
+    is two records.
+    """
+    if unit is None:
+        return content_digest(messages)
+    return hashlib.blake2b(_json([unit, _canonical(messages)]), digest_size=16).hexdigest()
+
+
+def _canonical(messages: Sequence[Message]) -> list[list[str]]:
+    return [[message.role, unicodedata.normalize("NFC", message.content)] for message in messages]
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

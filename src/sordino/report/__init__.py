@@ -1,0 +1,7 @@
+"""What an audit found, for people: a page to hand on and a table for the terminal."""
+
+from sordino.report.html import Excerpt, mask, render_html
+from sordino.report.terminal import render_table
+from sordino.report.write import write_report
+
+__all__ = ["Excerpt", "mask", "render_html", "render_table", "write_report"]

@@ -1,0 +1,135 @@
+"""The report as tables for a terminal: verdict, controls, attacks, canaries, requirements."""
+
+from typing import TYPE_CHECKING
+
+from sordino.report.text import STATE, estimate_text, headline, metric_label, printable, withheld
+from sordino.results import AuditReport, Estimate
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+__all__ = ["render_table"]
+
+# The words carry the meaning; the colour only helps to find them.
+TONES = {
+    "leaks": "red",
+    "invalid split": "red",
+    "no leak found": "green",
+    "inconclusive": "yellow",
+    "failed": "red",
+    "met": "green",
+    "passed": "green",
+    "not judged": "yellow",
+}
+
+
+def render_table(report: AuditReport) -> "RenderableType":
+    """Lay the report out as a rich renderable; an invalid split shows its reason and no membership figure.
+
+    Text of the report is printed as it is: neither rich markup nor terminal escapes in it take effect.
+    """
+    from rich.console import Group
+
+    parts: list[RenderableType] = [_verdict(report)]
+    for table in (_gates(report), _attacks(report), _canaries(report), _requirements(report)):
+        if table.row_count:
+            parts += ["", table]
+    if report.untested:
+        parts += ["", _text("Not tested", "bold"), *(_text(f"  – {item}") for item in report.untested)]
+    return Group(*parts)
+
+
+def _text(words: str, style: str = "") -> "Text":
+    from rich.text import Text
+
+    return Text(printable(words), style=style)
+
+
+def _status(words: str) -> "Text":
+    return _text(words, TONES.get(words, ""))
+
+
+def _table(title: str, *columns: str) -> "Table":
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _verdict(report: AuditReport) -> "RenderableType":
+    from rich.console import Group
+    from rich.panel import Panel
+
+    sentence, reasons = headline(report)
+    state = report.verdict.state
+    body = Group(_text(sentence, "bold"), *(_text(f"– {reason}") for reason in reasons))
+    return Panel(
+        body, title=_text(STATE[state]), title_align="left", border_style=TONES[state], padding=(1, 2)
+    )
+
+
+def _gates(report: AuditReport) -> "Table":
+    table = _table("Controls", "Control", "Result", "Finding")
+    for gate in report.gates:
+        result = "not judged" if gate.passed is None else "passed" if gate.passed else "failed"
+        p = "" if gate.p_value is None else f" p = {gate.p_value:.3f}"
+        table.add_row(_text(gate.name), _status(result), _text(gate.finding + p))
+    return table
+
+
+def _attacks(report: AuditReport) -> "Table":
+    table = _table("Attacks", "Attack", "Figure", "Fine-tuned", "Untuned base", "p")
+    table.caption = (
+        "'needs N': not resolvable with the n there is. p is adjusted for all attacks tried. "
+        "Realised false-positive rates are in the HTML report."
+    )
+    table.caption_justify = "left"
+    for attempt in report.attempts:
+        name = f"{attempt.family}.{attempt.name}"
+        p = "" if attempt.p_value is None or withheld(report, name) else f"{attempt.p_value:.3f}"
+        shown = {key: one for key, one in attempt.estimates.items() if not key.startswith("realised")}
+        for row, (metric, one) in enumerate(shown.items()):
+            hidden = withheld(report, f"{name}.{metric}")
+            control = attempt.control.get(metric)
+            table.add_row(
+                _text(attempt.name if row == 0 else ""),
+                _text(metric_label(metric, short=True)),
+                _figure(None if hidden else one),
+                _figure(None if hidden else control),
+                _text(p if row == 0 else ""),
+            )
+    return table
+
+
+def _figure(one: Estimate | None) -> "Text":
+    """Write a figure, what it would need, or a dash where it wasn't measured or may not be shown."""
+    if one is None:
+        return _text("–", "dim")
+    if one.value is None and one.needs is not None:
+        return _text(f"needs {one.needs:,} (n={one.n:,})", "dim")
+    return _text(estimate_text(one), "dim" if one.value is None else "")
+
+
+def _canaries(report: AuditReport) -> "Table":
+    table = _table("Canary exposure, bits", "Repeated", "Planted", "Left out", "At most")
+    for level in report.canaries:
+        table.add_row(
+            _text(f"{level.repetitions}×"),
+            _figure(level.included),
+            _figure(level.left_out),
+            _text(f"{level.bits:.1f}"),
+        )
+    return table
+
+
+def _requirements(report: AuditReport) -> "Table":
+    table = _table("Requirements", "Requirement", "Status", "Figure", "Finding")
+    for one in report.requirements:
+        estimate = None if withheld(report, one.text.strip()) else one.estimate
+        table.add_row(_text(one.text), _status(one.status), _figure(estimate), _text(one.finding))
+    return table

@@ -1,0 +1,248 @@
+"""The schemas on disk: what a run is (`RunCard`) and what an audit found (`AuditReport`).
+
+Frozen dataclasses of plain values, written and read by msgspec as JSON. They hold aggregates only:
+no private text and no per-record score is ever part of them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from sordino.errors import RunError
+
+__all__ = [
+    "SCHEMA",
+    "Attempt",
+    "AuditPlan",
+    "AuditReport",
+    "CanaryLevel",
+    "Claim",
+    "Curve",
+    "Estimate",
+    "Gate",
+    "Notice",
+    "Requirement",
+    "RunCard",
+    "Verdict",
+    "decode",
+    "encode",
+]
+
+SCHEMA = 1
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A figure with its interval; no bare float leaves the library.
+
+    `value` is None when the sample cannot resolve the figure: `needs` then says how many
+    non-members (or whatever `method` counts) it would take. `n` is the number of independent
+    observations behind the figure, `confidence` the level of the two-sided interval.
+    """
+
+    value: float | None
+    low: float
+    high: float
+    n: int
+    method: str
+    confidence: float = 0.95
+    needs: int | None = None
+
+    def __str__(self) -> str:
+        """The figure as a person reads it: `0.874 [0.83, 0.91]`."""
+        if self.value is None:
+            need = f": needs {self.needs:,}" if self.needs else ""
+            return f"not resolvable{need} (n={self.n:,})"
+        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notice:
+    """Something that happened to the data and is counted, never silent."""
+
+    kind: str
+    count: int
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditPlan:
+    """What is fixed before training, so that no choice can depend on what the audit sees.
+
+    `headline` is the attack of the pre-declared ε̂; `fpr` the false-positive rates of TPR figures;
+    `guess_share` the share of coins that the one-run ε̂ guesses (half as members, half as not);
+    `confidence` of every interval; `delta` of ε̂; `shuffles` of every permutation test;
+    `prefix_tokens` and `suffix_tokens` the window of discoverable extraction; `token_forwards`
+    what one canary's exact rank may cost; `require` the requirements the audit is judged by.
+    """
+
+    headline: str = "reference"
+    fpr: tuple[float, ...] = (0.1, 0.01, 0.001)
+    guess_share: float = 0.2
+    confidence: float = 0.95
+    delta: float = 1e-5
+    shuffles: int = 999
+    prefix_tokens: int = 50
+    suffix_tokens: int = 50
+    token_forwards: int = 150_000
+    require: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCard:
+    """`run.json`: what was trained, on what, from what, and how it can be repeated.
+
+    `data` holds the source, the fingerprint and the counts of records and units by role; `model`
+    the digests of base weights, adapter and tokenizer; `training` what happened (steps, tokens,
+    seconds, losses of the end points); `notices` everything that was merged, cut or left out.
+    """
+
+    name: str
+    created: str
+    status: Literal["prepared", "training", "trained"]
+    config: Mapping[str, Any]
+    seed: int
+    data: Mapping[str, Any]
+    model: Mapping[str, Any]
+    environment: Mapping[str, str]
+    training: Mapping[str, Any] = field(default_factory=dict)
+    notices: tuple[Notice, ...] = ()
+    plan: AuditPlan = AuditPlan()
+    parent: str | None = None
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A ROC curve: rates at every distinct threshold, from the strictest down."""
+
+    fpr: tuple[float, ...]
+    tpr: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One attack carried out: what it is, what it found, and the same on the untuned base.
+
+    Keys of `estimates` and `control` are metric names such as `auc` or `tpr@0.01fpr`;
+    `p_value` is adjusted for all attacks tried (max-T); `records` and `coins` count the evidence.
+    """
+
+    name: str
+    family: Literal["membership", "extraction"]
+    summary: str
+    paper: str
+    access: str
+    parameters: Mapping[str, Any]
+    estimates: Mapping[str, Estimate]
+    control: Mapping[str, Estimate]
+    p_value: float | None
+    records: int
+    coins: int
+    roc: Curve | None = None
+    control_roc: Curve | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CanaryLevel:
+    """Exposure, in bits, of the canaries repeated `repetitions` times in the training data.
+
+    `left_out` has the canaries of the same level whose coin kept them out: the control.
+    `exposures` are the included canaries' own, so that a picture can show each one.
+    """
+
+    repetitions: int
+    included: Estimate
+    left_out: Estimate
+    exposures: tuple[float, ...]
+    left_out_exposures: tuple[float, ...]
+    bits: float
+    method: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """A control that decides what may be said; `passed` is None where it could not be judged."""
+
+    name: str
+    question: str
+    passed: bool | None
+    finding: str
+    p_value: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requirement:
+    """A condition such as `membership.tpr@0.01fpr <= 0.05`, judged on the whole interval."""
+
+    text: str
+    status: Literal["met", "failed", "inconclusive"]
+    estimate: Estimate
+    finding: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A statement beside its evidence."""
+
+    statement: str
+    evidence: str
+    status: Literal["supported", "contradicted", "unresolved", "not tested"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The outcome in one word, one sentence, and the sentences behind it."""
+
+    state: Literal["leaks", "no leak found", "inconclusive", "invalid split"]
+    headline: str
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditReport:
+    """`audit.json`: everything an audit may say to somebody who does not hold the data.
+
+    `metrics` is every figure under its full name (`membership.auc`, `membership.loss.auc`,
+    `extraction.prefix.rate`, `canaries.exposure@16`, `utility.perplexity`, `epsilon.lower`), the
+    names that requirements use. `utility` has `perplexity` and `base_perplexity` on validation
+    records. `counts` tells the evidence (members, non-members, coins, records by role). `untested`
+    names what a reader might assume and nobody measured. `provenance` has digests and versions.
+    """
+
+    run: str
+    created: str
+    verdict: Verdict
+    threat_model: Mapping[str, str]
+    claims: tuple[Claim, ...]
+    attempts: tuple[Attempt, ...]
+    canaries: tuple[CanaryLevel, ...]
+    gates: tuple[Gate, ...]
+    utility: Mapping[str, Estimate]
+    metrics: Mapping[str, Estimate]
+    requirements: tuple[Requirement, ...]
+    untested: tuple[str, ...]
+    counts: Mapping[str, int]
+    notices: tuple[Notice, ...]
+    provenance: Mapping[str, str]
+    seconds: Mapping[str, float]
+    strongest: str | None = None
+    schema: int = SCHEMA
+
+
+def encode(value: object) -> bytes:
+    """`value` as indented JSON, ending in a newline."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
+
+
+def decode(data: bytes, kind: type[T], source: str) -> T:
+    """The JSON `data` as `kind`; raises `RunError`, naming `source`, when it is not one."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        message = f"{source} is not a valid {kind.__name__}: {error}."
+        raise RunError(message, "Was it written by another version, or edited?") from error

@@ -1,0 +1,186 @@
+"""The one serializer: how a record becomes tokens, for training, auditing and generating alike.
+
+A `text` record is its text. A prompt and its completion are joined by a newline. Chat messages go
+through the tokenizer's chat template, else through a plain one: `User: …`, `Assistant: …`, a line each.
+The whole record is tokenised once, never prompt and target apart; a token belongs to the target if
+any of its characters does. One beginning-of-sequence token stands before it where the tokenizer has
+one, one end-of-sequence token after it, and the latter is part of the target.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Int32
+
+from sordino.errors import DataError, ModelError
+from sordino.evidence import digest
+from sordino.records import Message, Record
+from sordino.results import Notice
+
+__all__ = ["Serializer", "Tokens", "View", "encode_all", "lowercase", "render_plain"]
+
+View = Callable[[str], str]
+"""A transform of a record's text, such as `lowercase`, under which an attack wants it scored too."""
+
+_TARGETS = ("text", "completion", "assistant")
+
+
+def lowercase(text: str) -> str:
+    """The text in lower case (Carlini et al. 2021)."""
+    return text.lower()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """One record as tokens: `ids` (T), and `target` (T): which tokens are trained on and scored.
+
+    The first token is context only. `text` is the target text; `cut` counts tokens dropped at the end.
+    """
+
+    ids: Int32[np.ndarray, " T"]
+    target: Bool[np.ndarray, " T"]
+    text: str
+    cut: int = 0
+
+    def __len__(self) -> int:
+        """The number of tokens."""
+        return len(self.ids)
+
+    def pieces(self, length: int) -> Iterator["Tokens"]:
+        """Consecutive pieces of at most `length` tokens that overlap by one, so each target counts once."""
+        for start in range(0, max(1, len(self) - 1), length - 1):
+            stop = start + length
+            target = self.target[start:stop].copy()
+            target[0] = False
+            yield Tokens(ids=self.ids[start:stop], target=target, text=self.text)
+
+
+def render_plain(messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
+    """The text of messages without a chat template, and the character spans of its targets."""
+    text, spans = "", []
+    for number, message in enumerate(messages):
+        if message.role not in ("text", "prompt", "completion"):
+            text += ("\n" if number else "") + f"{message.role.capitalize()}: "
+        elif message.role == "completion" and text and not text[-1].isspace():
+            text += "\n"
+        if message.role in _TARGETS:
+            spans.append((len(text), len(text) + len(message.content)))
+        text += message.content
+    return text, spans
+
+
+def _render_template(messages: Sequence[Message], tokenizer: Any) -> tuple[str, list[tuple[int, int]]]:
+    rows = [{"role": m.role, "content": m.content} for m in messages]
+
+    def render(count: int, *, prompt: bool) -> str:
+        return str(
+            tokenizer.apply_chat_template(rows[:count], tokenize=False, add_generation_prompt=prompt)
+        )
+
+    whole, spans = render(len(rows), prompt=False), []
+    for index, message in enumerate(messages):
+        if message.role != "assistant":
+            continue
+        before = render(index, prompt=True) if index else ""
+        upto = render(index + 1, prompt=False)
+        if not (whole.startswith(upto) and upto.startswith(before)):
+            raise ModelError(
+                "The tokenizer's chat template renders a conversation differently than its beginning, "
+                "so the assistant's turns cannot be told apart.",
+                "Use prompt/completion columns, or a tokenizer without such a template.",
+            )
+        spans.append((len(before), len(upto)))
+    return whole, spans
+
+
+@dataclass(frozen=True)
+class Serializer:
+    """Turns records into `Tokens` of at most `max_length` tokens under the rule `too_long`.
+
+    `truncate` cuts the end off (no end-of-sequence token then); `split` keeps everything, to be
+    trained in pieces and scored in overlapping windows; `refuse` raises `DataError`.
+    """
+
+    tokenizer: Any
+    max_length: int
+    too_long: Literal["truncate", "split", "refuse"] = "truncate"
+
+    def __post_init__(self) -> None:
+        """Refuse tokenizers that cannot say which characters a token stands for."""
+        if not getattr(self.tokenizer, "is_fast", False):
+            message = f"The tokenizer {type(self.tokenizer).__name__} gives no character offsets."
+            raise ModelError(message, "Save a tokenizer.json with it (a 'fast' tokenizer).")
+
+    @cached_property
+    def rule(self) -> str:
+        """A digest of everything but the records that decides about tokens."""
+        template = self.tokenizer.chat_template or ""
+        backend = self.tokenizer.backend_tokenizer.to_str()
+        return digest(backend, str(template), str(self.max_length), self.too_long, "bos+eos/1")
+
+    def render(self, record: Record, view: View | None = None) -> tuple[str, list[tuple[int, int]]]:
+        """The text of a record and the character spans of its targets."""
+        messages = record.messages
+        if view is not None:
+            messages = tuple(Message(m.role, view(m.content)) for m in messages)
+        chat = messages[0].role not in ("text", "prompt", "completion")
+        if chat and self.tokenizer.chat_template:
+            return _render_template(messages, self.tokenizer)
+        return render_plain(messages)
+
+    def encode(self, record: Record, view: View | None = None) -> Tokens:
+        """The record as tokens; raises `DataError` where it is too long and `too_long` is `refuse`."""
+        text, spans = self.render(record, view)
+        encoded = self.tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False, return_attention_mask=False
+        )
+        ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
+        inside = np.zeros(len(text) + 1, dtype=bool)
+        for start, stop in spans:
+            inside[start:stop] = True
+        counts = np.concatenate([[0], np.cumsum(inside)])
+        target = [bool(counts[stop] > counts[start]) for start, stop in offsets]
+        return self._frame(record, ids, target, "\n".join(text[a:b] for a, b in spans))
+
+    def _frame(self, record: Record, ids: list[int], target: list[bool], text: str) -> Tokens:
+        first, last = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        if first is not None and (not ids or ids[0] != first):
+            ids, target = [first, *ids], [False, *target]
+        if last is not None and (not ids or ids[-1] != last):
+            ids, target = [*ids, last], [*target, True]
+        extra = max(0, len(ids) - self.max_length)
+        if extra and self.too_long == "refuse":
+            message = f"Record {record.id} has {len(ids)} tokens; the limit is {self.max_length}."
+            raise DataError(message, "Set train.too_long to truncate or split, or raise train.max_length.")
+        if extra and self.too_long == "truncate":
+            ids, target = ids[: self.max_length], target[: self.max_length]
+        else:
+            extra = 0
+        mask = np.array(target, dtype=bool)
+        mask[:1] = False
+        return Tokens(ids=np.array(ids, dtype=np.int32), target=mask, text=text, cut=extra)
+
+
+def encode_all(records: Sequence[Record], serializer: Serializer) -> tuple[list[Tokens], list[Notice]]:
+    """All records as tokens, with notices that count what was cut, split, or has nothing to predict."""
+    tokens = [serializer.encode(record) for record in records]
+    notices = []
+    cut = [t for t in tokens if t.cut]
+    if cut:
+        message = (
+            f"{len(cut)} records are longer than {serializer.max_length} tokens and were cut "
+            f"({sum(t.cut for t in cut):,} tokens); train.too_long: split keeps them whole."
+        )
+        notices.append(Notice(kind="truncated", count=len(cut), message=message))
+    long = sum(len(t) > serializer.max_length for t in tokens)
+    if long:
+        message = f"{long} records are longer than {serializer.max_length} tokens and are trained in pieces."
+        notices.append(Notice(kind="split", count=long, message=message))
+    empty = [r.id for r, t in zip(records, tokens, strict=True) if not t.target.any()]
+    if empty:
+        message = f"{len(empty)} records have no token to predict within the limit, e.g. {empty[0]}."
+        notices.append(Notice(kind="no-target", count=len(empty), message=message))
+    return tokens, notices

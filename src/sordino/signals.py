@@ -1,0 +1,161 @@
+"""Per-token statistics of a model on records: what an adversary sees, never who is a member.
+
+Flat arrays with offsets, memory-mapped from safetensors, keyed by digests of everything they depend
+on; every arithmetic attack reads them and runs no model.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int32, Int64
+
+from sordino.errors import RunError
+from sordino.run import write_folder
+
+__all__ = ["Ragged", "Signals", "Statistics", "Store"]
+
+Scores = Float[np.ndarray, " records"]
+"""One number a record; higher = more likely a member; NaN = the record has nothing to score."""
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """`values` (N) of all records in a row; record i has `values[offsets[i]:offsets[i + 1]]`."""
+
+    values: Float[np.ndarray, " N"]
+    offsets: Int64[np.ndarray, " records+1"]
+
+    @property
+    def counts(self) -> Int64[np.ndarray, " records"]:
+        """The number of values of each record."""
+        return np.diff(self.offsets)
+
+    @property
+    def rows(self) -> Int64[np.ndarray, " N"]:
+        """The record that each value belongs to."""
+        return np.repeat(np.arange(len(self.offsets) - 1), self.counts)
+
+    def sum(self) -> Scores:
+        """The sum of each record's values, in float64."""
+        sums = np.zeros(len(self.offsets) - 1)
+        full = self.counts > 0
+        # Empty records are left out: reduceat would give them their neighbour's first value.
+        if full.any():
+            sums[full] = np.add.reduceat(np.asarray(self.values, np.float64), self.offsets[:-1][full])
+        return sums
+
+    def mean(self) -> Scores:
+        """The mean of each record's values; NaN where there are none."""
+        counts = self.counts
+        return np.where(counts > 0, self.sum() / np.maximum(counts, 1), np.nan)
+
+    def lowest_mean(self, share: float) -> Scores:
+        """The mean of each record's lowest `max(1, ⌊share·n⌋)` values; NaN where there are none."""
+        order = np.lexsort((self.values, self.rows))
+        position = np.arange(len(self.values)) - np.repeat(self.offsets[:-1], self.counts)
+        # 1e-9: 0.1 · 30 is 3.0000000000000004 below or 2.9999999999999996 above; both mean 3.
+        keep = np.maximum(1, np.floor(share * self.counts + 1e-9).astype(np.int64))
+        chosen = np.where(position < np.repeat(keep, self.counts), np.asarray(self.values, np.float64)[order], 0.0)
+        sums = Ragged(chosen, self.offsets).sum()
+        return np.where(self.counts > 0, sums / np.minimum(keep, np.maximum(self.counts, 1)), np.nan)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """Statistics of N scored tokens of all records in a row (source: one forward pass a record).
+
+    `offsets` (records+1); `position` of each scored token in its record; `token` its id;
+    `logprob` ln p(token | before), `mean` μ = Σ p ln p and `variance` σ² = Σ p ln² p − μ² over the
+    vocabulary (Zhang et al. 2025), all in nats; `rank` how many tokens are strictly more likely;
+    `top` the most likely token.
+    """
+
+    offsets: Int64[np.ndarray, " records+1"]
+    position: Int32[np.ndarray, " N"]
+    token: Int32[np.ndarray, " N"]
+    logprob: Float[np.ndarray, " N"]
+    mean: Float[np.ndarray, " N"]
+    variance: Float[np.ndarray, " N"]
+    rank: Int32[np.ndarray, " N"]
+    top: Int32[np.ndarray, " N"]
+
+    def select(self, chosen: Sequence[int]) -> "Statistics":
+        """The statistics of some records, in the order given."""
+        counts = np.diff(self.offsets)[list(chosen)]
+        index = np.concatenate(
+            [np.arange(self.offsets[i], self.offsets[i + 1]) for i in chosen] or [np.arange(0)]
+        ).astype(np.int64)
+        flat = {f.name: getattr(self, f.name)[index] for f in fields(self) if f.name != "offsets"}
+        return Statistics(offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), **flat)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signals:
+    """What an attack may look at: records and a model's statistics on them, without labels.
+
+    `texts` are the target texts of the records; `base` the same records under the untuned (or
+    another reference) model; `views` the same records transformed, such as `lowercase`.
+    """
+
+    record_ids: Sequence[str]
+    texts: Sequence[str]
+    statistics: Statistics
+    base: "Signals | None" = None
+    views: Mapping[str, "Signals"] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """The number of records."""
+        return len(self.record_ids)
+
+    def ragged(self, name: str) -> Ragged:
+        """One statistic by name, such as `logprob`, as ragged rows."""
+        return Ragged(getattr(self.statistics, name), self.statistics.offsets)
+
+    @property
+    def logprob(self) -> Ragged:
+        """ln p of each scored token."""
+        return self.ragged("logprob")
+
+    @property
+    def reference(self) -> "Signals":
+        """`base`, for attacks that declare that they need it."""
+        assert self.base is not None  # the runner gives a base to every attack that declares it
+        return self.base
+
+    @property
+    def nll(self) -> Scores:
+        """ℓ: the mean negative log-likelihood a token, in nats."""
+        return -self.logprob.mean()
+
+
+@dataclass(frozen=True)
+class Store:
+    """Statistics on disk, one folder a key; a key is a digest of all that the numbers depend on."""
+
+    folder: Path
+
+    def get(self, key: str) -> Statistics | None:
+        """The statistics stored under `key`, memory-mapped, or None."""
+        from safetensors.numpy import load_file
+
+        path = self.folder / key / "statistics.safetensors"
+        if not path.exists():
+            return None
+        try:
+            arrays = load_file(path)
+            return Statistics(**arrays)
+        except Exception as error:
+            message = f"The signals in {path.parent} are damaged: {error}."
+            raise RunError(message, "Delete that folder; the audit computes it again.") from error
+
+    def put(self, key: str, statistics: Statistics, manifest: Mapping[str, object]) -> None:
+        """Store `statistics` under `key` with a readable manifest, whole or not at all."""
+        from safetensors.numpy import save_file
+
+        with write_folder(self.folder / key) as folder:
+            arrays = {f.name: np.ascontiguousarray(getattr(statistics, f.name)) for f in fields(statistics)}
+            save_file(arrays, folder / "statistics.safetensors")
+            (folder / "manifest.json").write_text(json.dumps(dict(manifest), indent=2, sort_keys=True) + "\n")

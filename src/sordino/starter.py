@@ -1,0 +1,99 @@
+"""The commented run.yaml that `sordino init` writes."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+__all__ = ["starter"]
+
+_COLUMNS = ("text", "prompt", "completion", "messages", "id", "unit")
+
+_TEMPLATE = """\
+# A run of Sordino: fine-tune on private records, then `sordino audit`. Every key but data.path has
+# the default shown. Change any of them here, as SORDINO__TRAIN__EPOCHS=5, or as --train.epochs 5.
+name: {name}
+out: runs            # runs are written to folders in here
+seed: 0              # decides coins, canaries, batches and initial adapters
+
+data:
+  path: {path}
+  format: auto       # auto, jsonl, csv, tsv, parquet, text (a line a record), text-folder (a file a record)
+{columns}  unit_rows: null    # or: so many consecutive rows are one unit
+
+model:
+  path: sordino-tiny # the built-in model; or a folder with config.json and *.safetensors; or a hub id
+  revision: null     # a branch, tag or commit of a hub id
+  remote_code: false # true runs code that comes with the model: read it first
+  device: auto       # auto, cpu, cuda, mps
+
+split:
+  candidates: 0.4    # share of the units that are audit candidates: each is trained on with probability 1/2
+  validation: 0.1    # share of the units that only measure utility
+  near_duplicates: 0.8 # records at least this similar (Jaccard of 3-word shingles) share a coin; 0 switches it off
+
+canaries:            # synthetic records with a random secret, planted to test the audit itself
+  per_level: 8       # canaries a repetition level, each trained on with probability 1/2; 0: none
+  levels: [1, 2, 4, 8, 16, 32]
+  digits: 5
+  share: 0.25        # canary copies are at most this share of the records
+  # templates: ["In the style of your records: the code of {{name}} is {{secret}}."]
+
+method:
+  kind: lora         # lora or full
+  rank: 16
+  alpha: 32.0
+  dropout: 0.0
+  targets: all-linear # or a list of module names
+
+train:
+  epochs: 3
+  batch_size: 8      # records an optimizer step
+  accumulation: 1    # parts a step is done in; more parts, less memory
+  learning_rate: 2.0e-4
+  schedule: cosine   # cosine, linear, constant
+  warmup: 0.05       # share of the steps
+  weight_decay: 0.0
+  clip: 1.0          # largest gradient norm; 0: none
+  max_length: null   # tokens a record; null: the model's context, at most 1024
+  too_long: truncate # truncate, split (trained in pieces), refuse
+  checkpoint_every: 100 # steps
+  validate_every: null # steps; null: once an epoch
+  select: last       # last or best (by validation loss)
+
+audit:               # fixed before training, so that nothing can be chosen by what the audit sees
+  headline: reference # the attack of the lower bound on epsilon
+  fpr: [0.1, 0.01, 0.001]
+  guess_share: 0.2   # share of the coins that the lower bound guesses
+  confidence: 0.95
+  delta: 1.0e-5
+  shuffles: 999      # of every permutation test
+  prefix_tokens: 50  # of discoverable extraction
+  suffix_tokens: 50
+  token_forwards: 150000 # what the exact rank of one canary may cost before it is sampled
+  require: []        # for example ["membership.auc <= 0.6", "extraction.prefix.excess <= 0.01"]
+"""
+
+_MEANING = {
+    "text": "column of plain-text records",
+    "prompt": "columns of prompt and completion; only completions are trained on",
+    "completion": "",
+    "messages": "column of chat messages: a list of {role, content}",
+    "id": "column of record ids; null: a hash of the content",
+    "unit": "column that says whom a record belongs to (customer, patient, author); null: every record is its own",
+}
+
+
+def starter(path: Path, columns: Mapping[str, str]) -> str:
+    """A commented configuration for the records at `path`, with the `columns` found in them."""
+    lines = []
+    for key in _COLUMNS:
+        value = columns.get(key, "null")
+        text = f"  {key}: {value}"
+        lines.append(f"{text:<21}# {_MEANING[key]}".rstrip(" #") if _MEANING[key] else text)
+    name = "".join(c if c.isalnum() or c in "-_" else "-" for c in path.stem.lower()) or "run"
+    return _TEMPLATE.format(name=name, path=_quoted(str(path)), columns="\n".join(lines) + "\n")
+
+
+def _quoted(text: str) -> str:
+    # A path may hold characters that mean something in YAML.
+    plain = all(c.isalnum() or c in "-_./" for c in text) and not text[0].isdigit()
+    return text if plain else "'" + text.replace("'", "''") + "'"

@@ -1,0 +1,53 @@
+"""Figures with honest intervals: AUC, rates at thresholds, bounds on ε, tests, means (NumPy and SciPy).
+
+Scores are higher for likelier members. `member` is a boolean per record; `group` labels the records
+that share one inclusion coin, and every interval and test treats a group as one observation.
+"""
+
+from sordino.stats.common import UNBOUNDED, Interval
+from sordino.stats.curves import roc, thin
+from sordino.stats.epsilon import (
+    epsilon_from_gdp,
+    epsilon_one_run,
+    epsilon_two_sided,
+    gdp_mu,
+    one_run_guesses,
+    one_run_p_value,
+)
+from sordino.stats.means import bootstrap, mean_interval, perplexity_interval, ratio_interval
+from sordino.stats.multiplicity import benjamini_hochberg, conformal_p, holm
+from sordino.stats.permutation import max_t
+from sordino.stats.proportions import clopper_pearson, korn_graubard
+from sordino.stats.ranking import PairedDifference, auc, delong, paired_delong, smallest_detectable_auc
+from sordino.stats.thresholds import calibration_split, tpr_at_fpr, tpr_at_fpr_in_sample
+
+__all__ = [
+    "UNBOUNDED",
+    "Interval",
+    "PairedDifference",
+    "auc",
+    "benjamini_hochberg",
+    "bootstrap",
+    "calibration_split",
+    "clopper_pearson",
+    "conformal_p",
+    "delong",
+    "epsilon_from_gdp",
+    "epsilon_one_run",
+    "epsilon_two_sided",
+    "gdp_mu",
+    "holm",
+    "korn_graubard",
+    "max_t",
+    "mean_interval",
+    "one_run_guesses",
+    "one_run_p_value",
+    "paired_delong",
+    "perplexity_interval",
+    "ratio_interval",
+    "roc",
+    "smallest_detectable_auc",
+    "thin",
+    "tpr_at_fpr",
+    "tpr_at_fpr_in_sample",
+]

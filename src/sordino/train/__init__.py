@@ -1,0 +1,1 @@
+"""Training: the one loop that steps an optimizer, its batches and its checkpoints."""

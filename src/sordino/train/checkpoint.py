@@ -1,0 +1,100 @@
+"""Checkpoints: trainable weights, optimizer and random state in one folder that is whole or absent."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from sordino.errors import RunError
+from sordino.run import write_folder
+
+__all__ = ["Progress", "latest", "load_checkpoint", "save_checkpoint", "trainable"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far training has come: `step` optimizer steps and the bytes of the loss log that go with them."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    loss: float | None = None
+    validation: float | None = None
+    best: float | None = None
+    best_step: int | None = None
+    log_bytes: int = 0
+    threads: int = 0
+
+
+def trainable(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """The parameters that training may change, by name."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+def _random_state() -> dict[str, torch.Tensor]:
+    state = {"rng.cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state |= {f"rng.cuda.{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+    return state
+
+
+def _set_random_state(state: Mapping[str, torch.Tensor]) -> None:
+    torch.set_rng_state(state["rng.cpu"])
+    cuda = [state[k] for k in sorted(state) if k.startswith("rng.cuda.")]
+    if cuda and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(cuda)
+
+
+def save_checkpoint(
+    folder: Path, module: torch.nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
+) -> None:
+    """Write everything that the next step depends on to `folder`, replacing what was there at once."""
+    weights = trainable(module)
+    tensors = {f"weight.{n}": p.detach().cpu().contiguous() for n, p in weights.items()}
+    for name, parameter in weights.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer.{key}.{name}"] = torch.as_tensor(value).cpu().contiguous()
+    with write_folder(folder) as temporary:
+        save_file(tensors | _random_state(), str(temporary / "state.safetensors"))
+        (temporary / "progress.json").write_text(json.dumps(asdict(progress)))
+
+
+def load_checkpoint(folder: Path, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+    """Put a checkpoint back into `module`, `optimizer` and the random state; returns how far it had come."""
+    try:
+        progress = Progress(**json.loads((folder / "progress.json").read_text()))
+        tensors = load_file(str(folder / "state.safetensors"))
+    except Exception as error:
+        raise RunError(f"The checkpoint {folder} is damaged: {error}.", "Train again without --resume.") from error
+    weights = trainable(module)
+    with torch.no_grad():
+        for name, parameter in weights.items():
+            parameter.copy_(tensors[f"weight.{name}"])
+    state: dict[torch.nn.Parameter, dict[str, Any]] = {p: {} for p in weights.values()}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, field, name = key.split(".", 2)
+            # AdamW keeps its step count on the CPU even where the weights are elsewhere.
+            device = "cpu" if field == "step" else weights[name].device
+            state[weights[name]][field] = value.to(device)
+    optimizer.state.update(state)
+    _set_random_state(tensors)
+    return progress
+
+
+def latest(checkpoints: Path) -> Path | None:
+    """The last whole checkpoint, if there is one; what a killed process left half written is removed."""
+    for old in checkpoints.glob(".*.old"):
+        whole = checkpoints / old.name[1 : -len(".old")]
+        if not whole.exists():
+            # The process died between the two renames of `write_folder`: the old one is whole.
+            old.rename(whole)
+    for leftover in checkpoints.glob(".*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    folder = checkpoints / "last"
+    return folder if (folder / "progress.json").exists() else None

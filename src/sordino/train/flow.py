@@ -1,0 +1,240 @@
+"""From a configuration to a trained run: read, draw coins, plant canaries, tune, and write it all down."""
+
+import dataclasses
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+import sordino
+from sordino.canaries import Canary, manifest, plant
+from sordino.config import RunConfig
+from sordino.errors import ConfigError, RunError
+from sordino.evidence import digest
+from sordino.records import Example, Split, read, split
+from sordino.records.store import load as load_split
+from sordino.records.store import save as save_split
+from sordino.results import Notice, RunCard, encode
+from sordino.run import Run, write_folder
+from sordino.serialize import Serializer, Tokens, encode_all
+from sordino.train.loop import Monitor
+
+__all__ = ["Prepared", "create", "prepare", "serializer_for", "train_run"]
+
+Say = Callable[[str], None]
+_SILENT: Say = lambda text: None  # noqa: E731 - a named default reads better than a def
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """Records with roles and coins, the canaries among them, and what was noticed on the way."""
+
+    split: Split
+    canaries: tuple[Canary, ...]
+    unit_kind: str
+    fingerprint: str
+    notices: tuple[Notice, ...]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many records, units and coins play which role."""
+        examples = self.split.examples
+        return {
+            "records": sum(e.role != "canary" for e in examples),
+            "units": len({e.record.unit for e in examples if e.role != "canary"}),
+            "trained": sum(e.role != "canary" for e in self.split.training),
+            "members": len(self.split.members),
+            "non-members": len(self.split.nonmembers),
+            "coins": len({e.group for e in examples if e.role == "candidate"}),
+            "validation": len(self.split.validation),
+            "excluded": sum(e.role == "excluded" for e in examples),
+            "canaries": len(self.canaries),
+            "canary copies": sum(e.repetitions for e in self.split.canaries if e.included),
+        }
+
+
+def prepare(config: RunConfig) -> Prepared:
+    """Read the records, draw every coin and plant the canaries, without touching a model."""
+    dataset = read(config.data)
+    placed = split(dataset, config.split, config.seed)
+    notices = [*dataset.notices, *placed.notices]
+    examples: tuple[Example, ...] = ()
+    canaries: tuple[Canary, ...] = ()
+    if config.canaries.per_level and config.split.candidates:
+        examples, canaries = plant(dataset, config.canaries, config.seed)
+        wanted = config.canaries.per_level * len(config.canaries.levels)
+        if len(canaries) < wanted:
+            message = f"{len(canaries)} of {wanted} canaries were planted: more would crowd out {len(dataset.records)} records."
+            notices.append(Notice(kind="canaries", count=wanted - len(canaries), message=message))
+    return Prepared(
+        split=placed.with_canaries(examples),
+        canaries=canaries,
+        unit_kind=dataset.unit_kind,
+        fingerprint=dataset.fingerprint,
+        notices=tuple(notices),
+    )
+
+
+def serializer_for(config: RunConfig, tokenizer: Any, context: int) -> Serializer:
+    """The serializer of a run: at most `train.max_length` tokens, by default the context up to 1,024."""
+    length = config.train.max_length or min(context, 1024)
+    if length > context:
+        message = f"train.max_length is {length}, but the model's context is {context} tokens."
+        raise ConfigError(message, f"Set it to {context} or less.")
+    return Serializer(tokenizer, length, config.train.too_long)
+
+
+def create(config: RunConfig, prepared: Prepared) -> Run:
+    """Make the run folder and write the records, the coins and the card, before any training."""
+    settings = msgspec.to_builtins(config)
+    run = Run.create(Path(config.out), config.name, digest(encode(settings)))
+    save_split(prepared.split, run.records)
+    run.write_private("canaries.json", manifest(prepared.canaries))
+    run.write_card(
+        RunCard(
+            name=run.path.name,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            status="prepared",
+            config=settings,
+            seed=config.seed,
+            data={
+                "source": config.data.path,
+                "fingerprint": prepared.fingerprint,
+                "unit": prepared.unit_kind,
+                "counts": prepared.counts,
+            },
+            model={"path": config.model.path},
+            environment=_environment(),
+            notices=prepared.notices,
+            plan=config.audit,
+        )
+    )
+    return run
+
+
+def _environment() -> dict[str, str]:
+    import torch
+    import transformers
+
+    return {
+        "sordino": sordino.__version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def _training_tokens(examples: Sequence[Example], serializer: Serializer) -> tuple[list[Tokens], list[Notice]]:
+    encoded, notices = encode_all([e.record for e in examples], serializer)
+    tokens = [
+        piece
+        for example, whole in zip(examples, encoded, strict=True)
+        for piece in whole.pieces(serializer.max_length)
+        for _ in range(example.repetitions)
+        if piece.target.any()
+    ]
+    return tokens, notices
+
+
+def train_run(run: Run, *, say: Say = _SILENT, monitor: Monitor = lambda progress, steps: None) -> Run:
+    """Train the prepared (or interrupted) `run` to its end and write its weights.
+
+    Raises `RunError` where it is trained already or another process is at it, `TrainingError` where
+    training cannot go on; the last checkpoint then stays.
+    """
+    from sordino.model import attach, load, save, tokenizer_digest, weights_digest
+    from sordino.train.loop import train
+
+    with run.lock():
+        card = run.card
+        if card.status == "trained":
+            raise RunError(f"{run.path} is trained already.", f"Audit it: `sordino audit {run.path}`.")
+        config = msgspec.convert(card.config, RunConfig)
+        say(f"loading {config.model.path}")
+        base = load(config.model)
+        base_digest = base.digest()
+        _same_base(card, base_digest)
+        placed = load_split(run.records)
+        serializer = serializer_for(config, base.tokenizer, base.context)
+        training, notices = _training_tokens(placed.training, serializer)
+        validation, more = _training_tokens(placed.validation, serializer)
+        for notice in [*notices, *more]:
+            say(notice.message)
+        model = attach(base, config.method, config.seed)
+        counts = _parameters(model.module)
+        card = dataclasses.replace(
+            card,
+            status="training",
+            model={
+                "path": config.model.path,
+                "base": base_digest,
+                "tokenizer": tokenizer_digest(base),
+                "serializer": serializer.rule,
+                "context": base.context,
+                "max_length": serializer.max_length,
+                **counts,
+            },
+            notices=(*(n for n in card.notices if n.kind not in _TOKEN_NOTICES), *notices),
+        )
+        run.write_card(card)
+        say(f"{counts['trainable']:,} of {counts['parameters']:,} parameters are tuned on {len(training):,} sequences")
+        progress = train(run, model, training, validation, config.train, seed=config.seed, monitor=monitor)
+        with write_folder(run.weights) as folder:
+            save(model, folder)
+        summary = {k: v for k, v in dataclasses.asdict(progress).items() if k != "log_bytes"}
+        run.write_card(
+            dataclasses.replace(
+                card, status="trained", training=summary, model={**card.model, "weights": weights_digest(run.weights)}
+            )
+        )
+        run.event("trained", step=progress.step, tokens=progress.tokens, seconds=round(progress.seconds, 3))
+    return run
+
+
+_TOKEN_NOTICES = ("truncated", "split", "no-target")
+
+
+def _same_base(card: RunCard, found: str) -> None:
+    known = card.model.get("base")
+    if known is not None and known != found:
+        message = f"The model {card.model['path']} has changed since this run began ({known} → {found})."
+        raise RunError(message, "Restore it, or start a new run.")
+
+
+def _parameters(module: Any) -> dict[str, int]:
+    return {
+        "parameters": sum(p.numel() for p in module.parameters()),
+        "trainable": sum(p.numel() for p in module.parameters() if p.requires_grad),
+    }
+
+
+def plan_of(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
+    """What training would do, without loading weights: counts, tokens, steps, parameters and memory."""
+    import math
+
+    from sordino.model import count_parameters, load_tokenizer
+
+    tokenizer = load_tokenizer(config.model)
+    shape = count_parameters(config.model, config.method)
+    serializer = serializer_for(config, tokenizer, shape["context"])
+    tokens, _ = _training_tokens(prepared.split.training, serializer)
+    steps = math.ceil(len(tokens) / config.train.batch_size) * config.train.epochs
+    # float32 weights; a gradient and two AdamW moments for each parameter that is tuned.
+    memory = 4 * shape["parameters"] + 12 * shape["trainable"]
+    return {
+        **prepared.counts,
+        "unit": prepared.unit_kind,
+        "sequences": len(tokens),
+        "tokens an epoch": sum(int(t.target.sum()) for t in tokens),
+        "longest sequence": max((len(t) for t in tokens), default=0),
+        "steps": steps,
+        "parameters": shape["parameters"],
+        "trainable": shape["trainable"],
+        "bytes of weights, gradients and optimizer": memory,
+    }

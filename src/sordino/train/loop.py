@@ -1,0 +1,200 @@
+"""The training loop: the one place that steps an optimizer."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from sordino.config import TrainConfig
+from sordino.errors import TrainingError
+from sordino.model import Model
+from sordino.run import Run
+from sordino.serialize import Tokens
+from sordino.train.checkpoint import Progress, latest, load_checkpoint, save_checkpoint, trainable
+from sordino.train.collate import Batch, collate, epoch_batches
+
+__all__ = ["Monitor", "learning_rate", "train", "validation_loss"]
+
+Monitor = Callable[[Progress, int], None]
+"""Called after every step with the progress and the number of steps in all."""
+
+
+def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
+    """The rate of optimizer step `step` (from 0): linear warm-up, then the schedule down to 0."""
+    warmup = math.ceil(config.warmup * steps)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    factor = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
+    return config.learning_rate * factor[config.schedule]
+
+
+def _loss_sum(model: Model, batch: Batch) -> torch.Tensor:
+    logits = model.module(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    # Summed, not averaged: parts of a batch have different numbers of targets and weigh accordingly.
+    return cross_entropy(logits[:, :-1].flatten(0, 1).float(), batch.labels[:, 1:].flatten(), reduction="sum")
+
+
+def validation_loss(model: Model, tokens: Sequence[Tokens], batch_size: int) -> float | None:
+    """The mean NLL a token, in nats, over `tokens`; None where there are none."""
+    order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
+    total, count = 0.0, 0
+    with model.active():
+        for start in range(0, len(order), batch_size):
+            chosen = [tokens[i] for i in order[start : start + batch_size]]
+            batch = collate(chosen, model.tokenizer.pad_token_id, model.device)
+            total += float(_loss_sum(model, batch))
+            count += batch.targets
+    return total / count if count else None
+
+
+@contextmanager
+def _explained(config: TrainConfig) -> Iterator[None]:
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        text = str(error).lower()
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in text:
+            raise
+        message = f"Out of memory with {config.batch_size} records a step in {config.accumulation} parts."
+        hint = "Raise train.accumulation, lower train.batch_size or train.max_length, then use --resume."
+        raise TrainingError(message, hint) from error
+
+
+@dataclass
+class _Trainer:
+    run: Run
+    model: Model
+    training: Sequence[Tokens]
+    validation: Sequence[Tokens]
+    config: TrainConfig
+    seed: int
+
+    def __post_init__(self) -> None:
+        self.parameters = list(trainable(self.model.module).values())
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=self.config.learning_rate, weight_decay=self.config.weight_decay
+        )
+        self.per_epoch = math.ceil(len(self.training) / self.config.batch_size)
+        self.steps = self.per_epoch * self.config.epochs
+        self.log = self.run.private / "losses.jsonl"
+
+    def batches(self, start: int) -> Iterator[tuple[int, list[int]]]:
+        """Step numbers from `start` on, each with its record indices."""
+        lengths = [len(t) for t in self.training]
+        for epoch in range(start // self.per_epoch, self.config.epochs):
+            for number, batch in enumerate(epoch_batches(lengths, self.config.batch_size, self.seed, epoch)):
+                step = epoch * self.per_epoch + number
+                if step >= start:
+                    yield step, batch
+
+    def step(self, number: int, indices: list[int]) -> tuple[float, int]:
+        """One optimizer step; returns the mean loss a token and the number of targets."""
+        self.model.module.train()
+        size = math.ceil(len(indices) / self.config.accumulation)
+        parts = [
+            collate([self.training[i] for i in indices[k : k + size]], self.model.tokenizer.pad_token_id, self.model.device)
+            for k in range(0, len(indices), size)
+        ]  # fmt: skip
+        targets = sum(part.targets for part in parts)
+        total = 0.0
+        for part in parts:
+            loss = _loss_sum(self.model, part) / max(1, targets)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip or math.inf)
+        self._refuse_nan(number, total, float(norm))
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(number, self.steps, self.config)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return total, targets
+
+    def _refuse_nan(self, number: int, loss: float, norm: float) -> None:
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        rate = learning_rate(number, self.steps, self.config)
+        message = f"The loss is {loss} and the gradient norm {norm} at step {number + 1} of {self.steps} (learning rate {rate:.2g})."
+        hint = "Lower train.learning_rate or lengthen train.warmup; the last checkpoint is untouched."
+        raise TrainingError(message, hint)
+
+    def write_losses(self, progress: Progress, **values: float | int | None) -> Progress:
+        """Append a line to the loss log."""
+        with self.log.open("a") as file:
+            file.write(json.dumps(values) + "\n")
+            file.flush()
+            return replace(progress, log_bytes=file.tell())
+
+    def checkpoint(self, progress: Progress) -> None:
+        """Save the state under `last`, and under `best` where the validation loss says so."""
+        if progress.best_step == progress.step:
+            save_checkpoint(self.run.checkpoints / "best", self.model.module, self.optimizer, progress)
+        save_checkpoint(self.run.checkpoints / "last", self.model.module, self.optimizer, progress)
+        self.run.event("checkpoint", step=progress.step)
+
+    def resume(self) -> Progress:
+        """The state of the last checkpoint, the loss log cut back to it."""
+        folder = latest(self.run.checkpoints)
+        if folder is None:
+            self.log.write_bytes(b"")
+            self.log.chmod(0o600)
+            return Progress(threads=torch.get_num_threads())
+        progress = load_checkpoint(folder, self.model.module, self.optimizer)
+        os.truncate(self.log, progress.log_bytes)
+        self.run.event("resumed", step=progress.step, threads=torch.get_num_threads())
+        return progress
+
+    def validate(self, progress: Progress) -> Progress:
+        """Measure the validation loss and note whether it is the best so far."""
+        loss = validation_loss(self.model, self.validation, self.config.batch_size)
+        if loss is None:
+            return progress
+        progress = self.write_losses(progress, step=progress.step, validation=loss)
+        better = progress.best is None or loss < progress.best
+        if better:
+            progress = replace(progress, best=loss, best_step=progress.step)
+        return replace(progress, validation=loss)
+
+
+def train(
+    run: Run,
+    model: Model,
+    training: Sequence[Tokens],
+    validation: Sequence[Tokens],
+    config: TrainConfig,
+    *,
+    seed: int,
+    monitor: Monitor = lambda progress, steps: None,
+) -> Progress:
+    """Tune `model` on `training`, from the last checkpoint of `run` if it has one.
+
+    On a CPU with the same number of threads, a run that was interrupted and resumed has the same
+    losses and weights, bit for bit, as one that was not. Ends with the weights `config.select` names.
+    """
+    torch.manual_seed(seed)
+    trainer = _Trainer(run, model, training, validation, config, seed)
+    progress = trainer.resume()
+    every = config.validate_every or trainer.per_epoch
+    with _explained(config):
+        started = time.monotonic() - progress.seconds
+        for number, indices in trainer.batches(progress.step):
+            loss, targets = trainer.step(number, indices)
+            progress = replace(
+                progress, step=number + 1, loss=loss, tokens=progress.tokens + targets, seconds=time.monotonic() - started
+            )  # fmt: skip
+            progress = trainer.write_losses(progress, step=progress.step, loss=loss)
+            last = progress.step == trainer.steps
+            if progress.step % every == 0 or last:
+                progress = trainer.validate(progress)
+            monitor(progress, trainer.steps)
+            if progress.step % config.checkpoint_every == 0 or progress.best_step == progress.step or last:
+                trainer.checkpoint(progress)
+    if config.select == "best" and (run.checkpoints / "best").exists():
+        load_checkpoint(run.checkpoints / "best", model.module, trainer.optimizer)
+    return progress
