@@ -66,14 +66,20 @@ def _shape(dataset: Dataset, text: str, name: str) -> tuple[Message, ...]:
 
 
 def _check(config: CanaryConfig) -> None:
+    if not config.templates:
+        raise ConfigError("canaries.templates is empty.", "Leave it out to use sentences of ours.")
+    if config.per_level < 0 or not 0 <= config.share <= 1:
+        message = f"canaries.per_level is {config.per_level} and canaries.share {config.share:g}."
+        raise ConfigError(message, "Use 0 or more canaries, and a share from 0 to 1.")
     for template in config.templates:
         if template.count("{name}") != 1 or template.count("{secret}") != 1:
             message = f"A canary template needs {{name}} and {{secret}} once each: {template!r}."
             raise ConfigError(message, "Correct `canaries.templates`.")
     if not 1 <= config.digits <= 9:
         raise ConfigError(f"canaries.digits is {config.digits}.", "Use 1 to 9 digits.")
-    if any(level < 1 for level in config.levels):
-        raise ConfigError(f"canaries.levels is {list(config.levels)}.", "Repetitions are at least 1.")
+    if any(level < 1 for level in config.levels) or len(set(config.levels)) < len(config.levels):
+        hint = "Repetitions are at least 1, each level once."
+        raise ConfigError(f"canaries.levels is {list(config.levels)}.", hint)
 
 
 def _affordable(config: CanaryConfig, records: int) -> int:
@@ -104,9 +110,7 @@ def plant(dataset: Dataset, config: CanaryConfig, seed: int) -> tuple[tuple[Exam
             before, after = template.replace("{name}", person).split("{secret}")
             included = _uniform(seed, "coin", name) % 2 == 1
             record = Record(id=name, unit=name, messages=_shape(dataset, before + secret + after, person))
-            examples.append(
-                Example(record=record, role="canary", included=included, group=name, repetitions=level)
-            )
+            examples.append(Example(record=record, role="canary", included=included, group=name, repetitions=level))
             canaries.append(
                 Canary(id=name, secret=secret, before=before, after=after, repetitions=level, included=included)
             )

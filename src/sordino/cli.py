@@ -40,6 +40,7 @@ def demo(*, out: Path = Path("demo"), seed: int = 0) -> int:
         The folder for the corpus and the run.
     seed
         Seeds the corpus, the coins and the training.
+
     """
     from sordino.commands import run_demo
 
@@ -47,7 +48,12 @@ def demo(*, out: Path = Path("demo"), seed: int = 0) -> int:
 
 
 @app.command
-def init(data: Path | None = None, *, out: Path = Path("run.yaml"), force: Annotated[bool, Parameter(negative="")] = False) -> int:
+def init(
+    data: Path | None = None,
+    *,
+    out: Path = Path("run.yaml"),
+    force: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
     """Write a commented run.yaml for a file of records (JSONL, CSV, TSV, Parquet or text).
 
     Parameters
@@ -58,6 +64,7 @@ def init(data: Path | None = None, *, out: Path = Path("run.yaml"), force: Annot
         Where to write the configuration.
     force
         Overwrite it.
+
     """
     from sordino.commands import run_init
 
@@ -85,6 +92,7 @@ def train(
         Go on with this interrupted run instead.
     dry_run
         Read the records and show what would be done; load no weights.
+
     """
     from sordino.commands import run_train
 
@@ -113,6 +121,7 @@ def audit(
         Only this membership attack (and the pre-declared one). May be given several times.
     list_attacks
         List the attacks with what they need, and stop.
+
     """
     from sordino.commands import run_audit, run_list
 
@@ -121,7 +130,10 @@ def audit(
 
 @app.command
 def report(
-    run: Path | None = None, *, reveal: Annotated[bool, Parameter(negative="")] = False, out: Path | None = None
+    run: Path | None = None,
+    *,
+    reveal: Annotated[bool, Parameter(negative="")] = False,
+    out: Path | None = None,
 ) -> int:
     """Write the report of an audited run: one HTML file that needs nothing else.
 
@@ -133,6 +145,7 @@ def report(
         Show extracted private text instead of masking it.
     out
         Where to write it; by default report.html in the run folder.
+
     """
     from sordino.commands import run_report
 

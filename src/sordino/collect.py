@@ -90,9 +90,9 @@ class _Head:
     scaling), whole logits are used instead.
     """
 
-    def __init__(self, model: Model, module: nn.Module) -> None:
+    def __init__(self, model: Model, module: Any) -> None:
         self.module, self.head = module, _head_of(module)
-        self.vocabulary = int(self.head.weight.shape[0])
+        self.vocabulary = int(module.config.get_text_config().vocab_size)
         self.exact = self._agrees(model.device)
 
     def hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -114,10 +114,12 @@ class _Head:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (N, V) of chosen rows of `hidden`."""
-        return self.head(hidden) if self.exact else hidden  # type: ignore[no-any-return]
+        logits: Tensor = self.head(hidden) if self.exact else hidden
+        return logits
 
     def _forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        return self.module(input_ids=ids, attention_mask=mask, use_cache=False).logits  # type: ignore[no-any-return]
+        logits: Tensor = self.module(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        return logits
 
     def _agrees(self, device: torch.device) -> bool:
         ids = torch.arange(8, device=device)[None] % self.vocabulary
@@ -131,9 +133,10 @@ class _Head:
         return split.shape == whole.shape and torch.allclose(split, whole, rtol=1e-4, atol=1e-4)
 
 
-def _head_of(module: nn.Module) -> Any:
+def _head_of(module: Any) -> nn.Module:
     base = module.get_base_model() if hasattr(module, "get_base_model") else module
-    return base.get_output_embeddings()  # type: ignore[operator]
+    head: nn.Module = base.get_output_embeddings()
+    return head
 
 
 def _batches(windows: Sequence[_Window], budget: int) -> Iterator[list[int]]:
@@ -184,8 +187,9 @@ def collect(model: Model, tokens: Sequence[Tokens], *, tick: Tick = lambda done:
             for name, values in zip(_FIELDS, _reduce(model, head, ids, mask, scored), strict=True):
                 out[name][where] = values
             tick(len({w.record for w in chosen if w.stop == len(tokens[w.record])}))
-    position = np.concatenate([np.flatnonzero(t.target) for t in tokens] or [np.empty(0)]).astype(np.int32)
-    token = np.concatenate([t.ids[t.target] for t in tokens] or [np.empty(0)]).astype(np.int32)
+    none = [np.empty(0, dtype=np.int64)]
+    position = np.concatenate([np.flatnonzero(t.target) for t in tokens] or none).astype(np.int32)
+    token = np.concatenate([t.ids[t.target] for t in tokens] or none).astype(np.int32)
     return Statistics(offsets=offsets, position=position, token=token, **out)
 
 
@@ -193,12 +197,11 @@ def _targets(window: _Window, item: Tokens, offsets: np.ndarray) -> np.ndarray:
     """The rows of the output that the scored tokens of a window fill."""
     before = int(item.target[: window.first].sum())
     count = int(item.target[window.first : window.stop].sum())
-    return np.arange(count) + offsets[window.record] + before
+    rows: np.ndarray = np.arange(count) + offsets[window.record] + before
+    return rows
 
 
-def _reduce(
-    model: Model, head: _Head, ids: np.ndarray, mask: np.ndarray, scored: np.ndarray
-) -> list[np.ndarray]:
+def _reduce(model: Model, head: _Head, ids: np.ndarray, mask: np.ndarray, scored: np.ndarray) -> list[np.ndarray]:
     on = model.device
     input_ids, selected = torch.from_numpy(ids).to(on), torch.from_numpy(scored).to(on)
     states = head.hidden(input_ids, torch.from_numpy(mask).to(on))[selected]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sordino.console import display, say, show_notices
 from sordino.errors import ConfigError, RunError
-from sordino.results import AuditReport
+from sordino.results import AuditPlan, AuditReport
 from sordino.run import Run
 
 __all__ = ["exit_code", "newest", "run_audit", "run_demo", "run_init", "run_list", "run_report", "run_train"]
@@ -64,6 +64,7 @@ def run_train(config: Path | None, keys: Sequence[str], resume: Path | None, dry
         if config is None and not any(k.startswith("--data.path") for k in keys):
             raise ConfigError("No configuration was given.", "`sordino init FILE` writes one.")
         settings = load(config, flags=keys)
+        _check_plan(settings.audit)
         say(f"reading {settings.data.path}")
         prepared = prepare(settings)
         show_notices(prepared.notices)
@@ -77,6 +78,16 @@ def run_train(config: Path | None, keys: Sequence[str], resume: Path | None, dry
     _print_run(run, as_json)
     say(f"next: `sordino audit {run.path}`")
     return 0
+
+
+def _check_plan(plan: AuditPlan) -> None:
+    # The plan is fixed by training, so what it names is looked up before, not after.
+    from sordino.attacks.base import find
+    from sordino.audit.require import parse
+
+    find("membership", plan.headline)
+    for text in plan.require:
+        parse(text)
 
 
 def _show(plan: dict[str, object], as_json: bool) -> None:
@@ -101,7 +112,7 @@ def run_list(as_json: bool) -> int:
     from sordino.attacks.base import discover
     from sordino.results import encode
 
-    attacks = [a for family in ("membership", "extraction") for a in discover(family).values()]  # type: ignore[arg-type]
+    attacks = [a for family in ("membership", "extraction") for a in discover(family).values()]
     if as_json:
         rows = [
             {"name": a.name, "family": a.family, "summary": a.summary, "access": a.access, "paper": a.paper,

@@ -5,23 +5,27 @@ Unknown keys and mistyped values are errors that name the key, the value and wha
 
 import dataclasses
 import os
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from sordino.canaries import CanaryConfig
-from sordino.errors import ConfigError, did_you_mean
+from sordino.errors import ConfigError, RunError, did_you_mean
 from sordino.records import DataConfig, SplitConfig
 from sordino.results import AuditPlan
 
-__all__ = ["MethodConfig", "ModelConfig", "RunConfig", "TrainConfig", "load", "parse_flags"]
+__all__ = ["MethodConfig", "ModelConfig", "RunConfig", "TrainConfig", "load", "parse_flags", "recorded"]
 
 _ENVIRONMENT = "SORDINO__"
+_NAME = re.compile(r"[\w-]+")
+_EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,21 +109,68 @@ def load(
     `--train.epochs 3`. Raises `ConfigError` for unknown keys, wrong types and values out of range.
     """
     merged: dict[str, Any] = dict(_read_yaml(Path(path)) if path is not None else {})
-    for layer in (values or {}, _from_environment(os.environ if environment is None else environment), parse_flags(flags)):
+    for layer in (
+        values or {},
+        _from_environment(os.environ if environment is None else environment),
+        parse_flags(flags),
+    ):
         merged = _merge(merged, layer)
     _check_keys(merged, RunConfig, "")
     if "data" not in merged:
         raise ConfigError("No data is configured.", "Set `data.path` to your file of records.")
     try:
-        config = msgspec.convert(merged, RunConfig)
+        config = _complete(msgspec.convert(merged, RunConfig))
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{_source(path)}: {error}.", "See `sordino init` for every key and its default.") from error
+        raise _mistyped(error, merged) from error
     _check_values(config)
     return config
 
 
-def _source(path: Path | str | None) -> str:
-    return str(path) if path is not None else "The configuration"
+def recorded(values: Mapping[str, Any], source: str) -> RunConfig:
+    """The configuration that a run card holds; raises `RunError` where it was damaged."""
+    try:
+        return _complete(msgspec.convert(values, RunConfig))
+    except msgspec.ValidationError as error:
+        raise RunError(f"The configuration in {source} is damaged: {error}.", "Restore the file.") from error
+
+
+def _complete(value: T) -> T:
+    # msgspec leaves defaults on the class, so a converted value would be written without them.
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    fields = {f.name: _complete(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return type(value)(**fields)
+
+
+def _mistyped(error: msgspec.ValidationError, merged: Mapping[str, Any]) -> ConfigError:
+    what, _, place = str(error).partition(" - at `$.")
+    key = place.rstrip("`").split("[")[0]
+    kind: Any = RunConfig
+    value: Any = merged
+    for name in key.split(".") if key else ():
+        kind = typing.get_type_hints(_section(kind) or object).get(name)
+        value = value.get(name) if isinstance(value, Mapping) else None
+    choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
+    hint = did_you_mean(str(value), choices) if choices else "See `sordino init` for every key and its default."
+    return ConfigError(f"{key or 'The configuration'} is {value!r}: {what.replace('`', '').lower()}.", hint)
+
+
+def _parse_yaml(text: str) -> Any:
+    import yaml
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            keys = [key.value for key, _ in node.value]
+            twice = next((key for key in keys if keys.count(key) > 1), None)
+            if twice is not None:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{twice}' is there twice", node.start_mark
+                )
+            return super().construct_mapping(node, deep)
+
+    # YAML 1.1 reads 2e-4 as text; people who write it mean a number.
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
+    return yaml.load(text, Loader=Loader)
 
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:
@@ -128,7 +179,7 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise ConfigError(f"There is no configuration file {path}.", "`sordino init DATA` writes one.")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = _parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         text = " ".join(str(error).split())
         raise ConfigError(f"{path} is not valid YAML: {text}.", "Correct that line.") from error
@@ -152,15 +203,9 @@ def _nest(dotted: str, text: str) -> dict[str, Any]:
     import yaml
 
     try:
-        value: Any = yaml.safe_load(text)
+        value: Any = _parse_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"The value of {dotted} cannot be read: {text!r}.", "Quote it.") from error
-    if isinstance(value, str):
-        # YAML 1.1 reads 2e-4 as text; people who type it mean a number.
-        try:
-            value = float(value)
-        except ValueError:
-            pass
     for key in reversed(dotted.split(".")):
         value = {key.replace("-", "_"): value}
     return typing.cast(dict[str, Any], value)
@@ -227,7 +272,7 @@ def _check_values(config: RunConfig) -> None:
         ("train.clip", train.clip, train.clip >= 0, "0 (none) or more"),
         ("train.max_length", train.max_length, train.max_length is None or train.max_length >= 8, "at least 8 tokens"),
         ("train.checkpoint_every", train.checkpoint_every, train.checkpoint_every >= 1, "at least 1 step"),
-        ("train.validate_every", train.validate_every, train.validate_every is None or train.validate_every >= 1, "at least 1 step"),
+        ("train.validate_every", train.validate_every, (train.validate_every or 1) >= 1, "at least 1 step"),
         ("method.rank", method.rank, method.rank >= 1, "at least 1"),
         ("method.alpha", method.alpha, method.alpha > 0, "above 0"),
         ("method.dropout", method.dropout, 0 <= method.dropout < 1, "0 to below 1"),
@@ -241,7 +286,9 @@ def _check_values(config: RunConfig) -> None:
         ("audit.delta", audit.delta, 0 <= audit.delta < 1, "0 to below 1"),
         ("audit.prefix_tokens", audit.prefix_tokens, audit.prefix_tokens >= 1, "at least 1"),
         ("audit.suffix_tokens", audit.suffix_tokens, audit.suffix_tokens >= 1, "at least 1"),
-        ("name", config.name, bool(config.name) and not set(config.name) & set('/\\:*?"<>| '), "a word that can be part of a file name"),
+        ("audit.token_forwards", audit.token_forwards, audit.token_forwards >= 1, "at least 1"),
+        ("seed", config.seed, 0 <= config.seed < 2**63, "0 to 2^63 - 1"),
+        ("name", config.name, _NAME.fullmatch(config.name) is not None, "letters, digits, - and _"),
     )  # fmt: skip
     for key, value, good, allowed in rules:
         if not good:

@@ -47,7 +47,10 @@ class Display:
             bars, task = self.bars, self.bars.add_task(name, total=max(1, total), note="")
 
             def advance(done: int, note: str = "") -> None:
-                bars.update(task, advance=done, **({"note": note} if note else {}))
+                if note:
+                    bars.update(task, advance=done, note=note)
+                else:
+                    bars.update(task, advance=done)
 
             return advance
         return self._lines(name, total)
@@ -65,7 +68,8 @@ class Display:
             shown = now
             spent = now - started
             left = spent / reached * (total - reached) if reached else 0.0
-            say(f"{name}: {reached:,}/{total:,} {note} {_clock(spent)} spent, {_clock(left)} left".replace("  ", " "))
+            words = [f"{name}: {reached:,}/{total:,}", note, f"{_clock(spent)} spent, {_clock(left)} left"]
+            say(" ".join(w for w in words if w))
 
         return advance
 
@@ -95,11 +99,22 @@ def display() -> Iterator[Display]:
         yield Display(None)
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
-        TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+        TextColumn("{task.description:24}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
-    )  # fmt: skip
+    )
     with Progress(*columns, console=Console(stderr=True)) as bars:
         yield Display(bars)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,8 @@ from sordino.model import Model
 
 __all__ = ["Continuation", "greedy"]
 
-# Paths in a batch; every one of them carries a copy of the prefix's keys and values.
-_PATHS = 512
+# Paths in a batch.
+_PATHS = 2048
 
 
 def greedy(
@@ -46,12 +47,57 @@ def greedy(
     return out
 
 
+@dataclass(frozen=True)
+class _Tree:
+    """Paths that share their first tokens, as rows of one batch: every distinct prefix stands once.
+
+    `ids` and `depth` (rows, width), the token and its place in its path, padded with 0;
+    `sees` (rows, width, width), which tokens of a row are on the way to which; `row` and `column`
+    (paths), where the last token of each path stands.
+    """
+
+    ids: np.ndarray
+    depth: np.ndarray
+    sees: np.ndarray
+    row: np.ndarray
+    column: np.ndarray
+
+
+def _tree(paths: np.ndarray, shared: int) -> _Tree:
+    """Lay out sorted `paths` (paths, depth), those with the same first `shared` tokens in one row."""
+    count, length = paths.shape
+    new = np.ones((count, length), dtype=bool)
+    new[1:] = np.logical_or.accumulate(paths[1:] != paths[:-1], axis=1)
+    starts = new[:, :shared].any(axis=1) if shared else np.arange(count) == 0
+    row = np.cumsum(starts) - 1
+    new[starts] = True
+    sizes = np.bincount(row, weights=new.sum(axis=1)).astype(np.int64)
+    before = np.concatenate([[0], np.cumsum(sizes)])[:-1]
+    # Nodes in the order of first appearance; a path's node at each depth is the latest one made there.
+    number = (np.cumsum(new.ravel()).reshape(new.shape) - 1) * new
+    number = np.maximum.accumulate(number, axis=0) - before[row][:, None]
+    rows, width = int(row[-1]) + 1, int(sizes.max())
+    ids, depth = np.zeros((rows, width), dtype=np.int64), np.zeros((rows, width), dtype=np.int64)
+    sees = np.zeros((rows, width, width), dtype=bool)
+    sees[:, np.arange(width), np.arange(width)] = True
+    for place in range(length):
+        ids[row, number[:, place]] = paths[:, place]
+        depth[row, number[:, place]] = place
+        for above in range(place):
+            sees[row, number[:, place], number[:, above]] = True
+    return _Tree(ids=ids, depth=depth, sees=sees, row=row, column=number[:, -1])
+
+
 class Continuation:
-    """Log-probabilities of continuations of one prefix, whose keys and values are computed once."""
+    """Log-probabilities of continuations of one prefix, whose keys and values are computed once.
+
+    Paths that begin alike share the tokens they begin with (a tree, each token attending to its own
+    ancestors), so all candidates of a secret cost about one token each.
+    """
 
     def __init__(self, module: nn.Module, prefix: Int[np.ndarray, " P"], device: torch.device) -> None:
         """Read `prefix` (P ≥ 1 tokens); `module` must stay active while this is used."""
-        self.module, self.device = module, device
+        self.module, self.device, self.length = module, device, len(prefix)
         ids = torch.from_numpy(np.asarray(prefix, dtype=np.int64))[None].to(device)
         read = module(input_ids=ids, use_cache=True)
         self.cache: Any = read.past_key_values
@@ -63,9 +109,10 @@ class Continuation:
         parent: Int[np.ndarray, " children"],
         token: Int[np.ndarray, " children"],
     ) -> Float[np.ndarray, " children"]:
-        """ln p of each child `token` after the prefix and the path `paths[parent]`, in nats."""
+        """Log-probability, in nats, of each child `token` after the prefix and `paths[parent]`; `paths` sorted."""
         if paths.shape[1] == 0:
-            return self.first[0].cpu().numpy()[token].astype(np.float64)
+            first: np.ndarray = self.first[0].cpu().numpy()[token].astype(np.float64)
+            return first
         out = np.empty(len(parent))
         order = np.argsort(parent, kind="stable")
         edges = np.searchsorted(parent[order], np.arange(0, len(paths) + _PATHS, _PATHS))
@@ -78,9 +125,21 @@ class Continuation:
         return out
 
     def _after(self, paths: np.ndarray) -> torch.Tensor:
+        """Log-probabilities (paths, V) of the token after each path."""
+        tree = _tree(paths, max(0, paths.shape[1] - 2))
         cache = copy.deepcopy(self.cache)
-        cache.batch_repeat_interleave(len(paths))
-        ids = torch.from_numpy(paths.astype(np.int64)).to(self.device)
-        mask = torch.ones(len(paths), cache.get_seq_length() + paths.shape[1], dtype=torch.long, device=self.device)
-        read = self.module(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return torch.log_softmax(read.logits[:, -1].float(), dim=-1)
+        cache.batch_repeat_interleave(len(tree.ids))
+        before = np.ones((*tree.ids.shape, self.length), dtype=bool)
+        sees = torch.from_numpy(np.concatenate([before, tree.sees], axis=2)).to(self.device)
+        dtype = self.first.dtype if not self.first.is_cuda else next(self.module.parameters()).dtype
+        mask = torch.zeros(sees.shape, dtype=dtype, device=self.device)
+        mask.masked_fill_(~sees, torch.finfo(dtype).min)
+        read = self.module(
+            input_ids=torch.from_numpy(tree.ids).to(self.device),
+            attention_mask=mask[:, None],
+            position_ids=torch.from_numpy(tree.depth + self.length).to(self.device),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        last = read.logits[torch.from_numpy(tree.row), torch.from_numpy(tree.column)]
+        return torch.log_softmax(last.float(), dim=-1)

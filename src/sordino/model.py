@@ -1,6 +1,7 @@
 """The model handle: a causal language model with its tokenizer, tuned or as it was before tuning."""
 
 import dataclasses
+import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from sordino.config import MethodConfig, ModelConfig
-from sordino.errors import ConfigError, ModelError
+from sordino.errors import ConfigError, ModelError, SordinoError, did_you_mean
 from sordino.evidence import digest, digest_files, require_safetensors
 
 __all__ = [
@@ -80,15 +81,20 @@ class Model:
         """blake2b over the names, types, shapes and bytes of the weights in use."""
         state = self.module.state_dict()
         if not self.tuned:
-            state = {k: v for k, v in state.items() if "lora_" not in k}
+            # Named as before PEFT wrapped them, so that the digest is that of the model as it was loaded.
+            state = {_plain_name(k): v for k, v in state.items() if "lora_" not in k}
         return digest(*_tensor_parts(state))
+
+
+def _plain_name(name: str) -> str:
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
 
 
 def _tensor_parts(state: Mapping[str, torch.Tensor]) -> Iterator[str | bytes]:
     for name, tensor in sorted(state.items()):
         yield name
         yield f"{tensor.dtype}{tuple(tensor.shape)}"
-        yield tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+        yield tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def _is_adapted(module: nn.Module) -> bool:
@@ -129,13 +135,16 @@ def _first_line(error: BaseException) -> str:
 @contextmanager
 def _loading(config: ModelConfig, what: str) -> Iterator[None]:
     # Hugging Face loaders fail in many ways; all of them mean: this name gives no usable model.
+    from safetensors import SafetensorError
     from transformers.utils import logging
 
     was_on = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except SordinoError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         if "trust_remote_code" in str(error):
             hint = "It brings code of its own; set model.remote_code: true only if you have read that code."
         else:
@@ -203,6 +212,7 @@ def attach(model: Model, method: MethodConfig, seed: int) -> Model:
     targets: Any = method.targets if isinstance(method.targets, str) else list(method.targets)
     if isinstance(targets, str) and targets != "all-linear":
         targets = [targets]
+    _check_targets(model.module, method)
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=method.rank,
@@ -223,12 +233,27 @@ def attach(model: Model, method: MethodConfig, seed: int) -> Model:
     return Model(module=module, tokenizer=model.tokenizer, config=model.config, method=method)
 
 
+def _check_targets(module: nn.Module, method: MethodConfig) -> None:
+    # PEFT is content when one of several names is found, and would leave the others out silently.
+    names = [name for name, _ in module.named_modules()]
+    for target in (method.targets,) if isinstance(method.targets, str) else method.targets:
+        if target != "all-linear" and not any(f".{name}".endswith(f".{target}") for name in names):
+            known = {n.rsplit(".", 1)[-1] for n, m in module.named_modules() if isinstance(m, nn.Linear)}
+            message = f"method.targets names {target!r}, and no module of this model is called so."
+            raise ConfigError(message, did_you_mean(target, known))
+
+
 def save(model: Model, folder: Path) -> None:
     """Write the adapter, or the full model, with its tokenizer, as safetensors."""
     with _quiet():
         kwargs = {"save_embedding_layers": False} if _is_adapted(model.module) else {}
         model.module.save_pretrained(str(folder), safe_serialization=True, **kwargs)
     (folder / "README.md").unlink(missing_ok=True)
+    if (path := folder / "adapter_config.json").exists():
+        # PEFT writes sets in an order that differs from process to process.
+        settings = json.loads(path.read_text())
+        settings["target_modules"] = sorted(settings["target_modules"])
+        path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
     model.tokenizer.save_pretrained(str(folder))
 
 
@@ -270,5 +295,6 @@ def tokenizer_digest(model: Model) -> str:
 
 
 def weights_digest(folder: Path) -> str:
-    """A digest of the weight files in a folder."""
-    return digest_files(folder.glob("*.safetensors"))
+    """A digest of the weight files in a folder, and of the files that say how they are used."""
+    settings = [p for name in ("config.json", "adapter_config.json") if (p := folder / name).is_file()]
+    return digest_files([*folder.glob("*.safetensors*"), *settings])

@@ -16,7 +16,10 @@ from typing import Any
 from sordino.errors import RunError, TrainingError
 from sordino.results import SCHEMA, AuditReport, RunCard, decode, encode
 
-__all__ = ["Run", "write_atomic", "write_folder"]
+__all__ = ["Run", "disk_errors", "write_atomic", "write_folder"]
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -29,19 +32,23 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk, while `path` is written, into a `TrainingError` that says so."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        # safetensors reports a full disk with an error of its own, which only its text tells apart.
+        full = any(os.strerror(code).lower() in str(error).lower() for code in _FULL)
+        if not full and getattr(error, "errno", None) not in _FULL:
             raise
         message = f"The disk is full: {path} could not be written."
-        raise TrainingError(message, "Free some space and run the same command with --resume.") from error
+        hint = "Free some space; an interrupted training goes on with `sordino train --resume RUN`."
+        raise TrainingError(message, hint) from error
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Write `data` so that `path` holds either its old content or all of the new, even after a crash."""
-    with _disk_errors(path):
+    with disk_errors(path):
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         temporary = Path(name)
         try:
@@ -60,7 +67,7 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
 @contextmanager
 def write_folder(path: Path) -> Iterator[Path]:
     """A temporary folder that becomes `path` when the block ends well, and vanishes when it does not."""
-    with _disk_errors(path):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
         old = None
@@ -102,7 +109,7 @@ class Run:
         stem = f"{datetime.now(UTC):%Y-%m-%d}-{name}-{key[:4]}"
         for number in range(1, 10_000):
             path = root / (stem if number == 1 else f"{stem}-{number}")
-            with suppress(FileExistsError), _disk_errors(path):
+            with suppress(FileExistsError), disk_errors(path):
                 path.mkdir(parents=True)
                 (path / "private").mkdir(mode=0o700)
                 return cls(path)
@@ -186,12 +193,15 @@ class Run:
     def event(self, kind: str, **values: Any) -> None:
         """Append one line to events.jsonl."""
         line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": kind, **values}
-        with _disk_errors(self.path), (self.path / "events.jsonl").open("a") as file:
+        with disk_errors(self.path), (self.path / "events.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
 
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run for writing; raises `RunError` where another process does."""
+        if not self.private.is_dir():
+            message = f"{self.path} has no folder private/: it can be read, but not trained or audited."
+            raise RunError(message, "Use the run folder as training left it.")
         with (self.private / ".lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -76,9 +76,7 @@ def _render_template(messages: Sequence[Message], tokenizer: Any) -> tuple[str, 
     rows = [{"role": m.role, "content": m.content} for m in messages]
 
     def render(count: int, *, prompt: bool) -> str:
-        return str(
-            tokenizer.apply_chat_template(rows[:count], tokenize=False, add_generation_prompt=prompt)
-        )
+        return str(tokenizer.apply_chat_template(rows[:count], tokenize=False, add_generation_prompt=prompt))
 
     whole, spans = render(len(rows), prompt=False), []
     for index, message in enumerate(messages):
@@ -135,7 +133,11 @@ class Serializer:
         """The record as tokens; raises `DataError` where it is too long and `too_long` is `refuse`."""
         text, spans = self.render(record, view)
         encoded = self.tokenizer(
-            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False, return_attention_mask=False
+            text,
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            verbose=False,
+            return_attention_mask=False,
         )
         ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
         inside = np.zeros(len(text) + 1, dtype=bool)

@@ -17,6 +17,8 @@ from sordino.run import write_folder
 
 __all__ = ["Ragged", "Signals", "Statistics", "Store"]
 
+_TYPES = {"I32": np.int32, "I64": np.int64, "F32": np.float32, "F64": np.float64}
+
 Scores = Float[np.ndarray, " records"]
 """One number a record; higher = more likely a member; NaN = the record has nothing to score."""
 
@@ -116,7 +118,7 @@ class Signals:
 
     @property
     def logprob(self) -> Ragged:
-        """ln p of each scored token."""
+        """Ln p of each scored token."""
         return self.ragged("logprob")
 
     @property
@@ -131,6 +133,21 @@ class Signals:
         return -self.logprob.mean()
 
 
+def _mapped(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file as views of the mapped file: a page is read when it is used."""
+    from safetensors import safe_open
+
+    # Opening checks the header against the size of the file; the library's own loaders copy everything.
+    with safe_open(path, framework="numpy"):
+        memory = np.memmap(path, dtype=np.uint8, mode="r").view(np.ndarray)
+    start = 8 + int.from_bytes(memory[:8].tobytes(), "little")
+    arrays = {}
+    for name, entry in json.loads(memory[8:start].tobytes()).items():
+        first, last = (start + offset for offset in entry["data_offsets"])
+        arrays[name] = memory[first:last].view(_TYPES[entry["dtype"]]).reshape(entry["shape"])
+    return arrays
+
+
 @dataclass(frozen=True)
 class Store:
     """Statistics on disk, one folder a key; a key is a digest of all that the numbers depend on."""
@@ -139,14 +156,11 @@ class Store:
 
     def get(self, key: str) -> Statistics | None:
         """The statistics stored under `key`, memory-mapped, or None."""
-        from safetensors.numpy import load_file
-
         path = self.folder / key / "statistics.safetensors"
         if not path.exists():
             return None
         try:
-            arrays = load_file(path)
-            return Statistics(**arrays)
+            return Statistics(**_mapped(path))
         except Exception as error:
             message = f"The signals in {path.parent} are damaged: {error}."
             raise RunError(message, "Delete that folder; the audit computes it again.") from error

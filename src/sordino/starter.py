@@ -72,6 +72,7 @@ audit:               # fixed before training, so that nothing can be chosen by w
   require: []        # for example ["membership.auc <= 0.6", "extraction.prefix.excess <= 0.01"]
 """
 
+_WORDS = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")
 _MEANING = {
     "text": "column of plain-text records",
     "prompt": "columns of prompt and completion; only completions are trained on",
@@ -86,7 +87,7 @@ def starter(path: Path, columns: Mapping[str, str]) -> str:
     """A commented configuration for the records at `path`, with the `columns` found in them."""
     lines = []
     for key in _COLUMNS:
-        value = columns.get(key, "null")
+        value = _quoted(columns[key]) if key in columns else "null"
         text = f"  {key}: {value}"
         lines.append(f"{text:<21}# {_MEANING[key]}".rstrip(" #") if _MEANING[key] else text)
     name = "".join(c if c.isalnum() or c in "-_" else "-" for c in path.stem.lower()) or "run"
@@ -94,6 +95,6 @@ def starter(path: Path, columns: Mapping[str, str]) -> str:
 
 
 def _quoted(text: str) -> str:
-    # A path may hold characters that mean something in YAML.
-    plain = all(c.isalnum() or c in "-_./" for c in text) and not text[0].isdigit()
+    # A path or a column may hold characters, or be a word, that means something in YAML.
+    plain = all(c.isalnum() or c in "-_./" for c in text) and text[0].isalpha() and text.lower() not in _WORDS
     return text if plain else "'" + text.replace("'", "''") + "'"

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import random
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from scipy import sparse
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+
 from sordino.bundled import TINY
 from sordino.bundled.corpus import (
     GRAMMAR,
@@ -37,7 +39,7 @@ PERPLEXITY = 4.0
 
 
 def luhn_holds(number: str) -> bool:
-    """Double every second digit from the right, subtract 9 from those above 9, and sum to a multiple of 10."""
+    """Doubling every second digit from the right (less 9 if above 9) gives a sum divisible by 10."""
     digits = [int(digit) for digit in reversed(number)]
     doubled = [2 * digit - 9 * (digit > 4) for digit in digits[1::2]]
     return (sum(digits[::2]) + sum(doubled)) % 10 == 0
@@ -165,6 +167,8 @@ def test_bad_arguments_are_explained(tmp_path):
         public_corpus(0, -1)
     with pytest.raises(ConfigError, match="0 customers"):
         private_corpus(0, 0)
+    with pytest.raises(ConfigError, match="100,001 customers"):
+        private_corpus(0, 100_001)
     with pytest.raises(DataError, match="absent"):
         write_jsonl(tmp_path / "absent" / "tickets.jsonl", 0, 1)
 
@@ -186,8 +190,6 @@ def test_every_symbol_of_the_grammar_leads_somewhere_and_every_section_is_used()
 
 
 def test_grammar_engine(tmp_path):
-    import random
-
     path = tmp_path / "small.grammar"
     path.write_text(
         "# note\n[s]\n{x} (a|b (c|)), {k}-{k}.\n[x]\nany\n[x.t]\ntopic\n[x.t@v]\nvoice\n[k]\n1\n2\n"

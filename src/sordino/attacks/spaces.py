@@ -1,6 +1,5 @@
 """All the secrets a canary could have held, as tokens that follow one context."""
 
-import itertools
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -69,7 +68,7 @@ def _split(serializer: Serializer, text: str) -> tuple[list[int], list[tuple[int
 def _candidates(serializer: Serializer, before: str, digits: int, shared: int) -> np.ndarray:
     fixed = _digit_tokens(serializer, before, digits, shared)
     if fixed is not None:
-        return np.array(list(itertools.product(*fixed)), dtype=np.int32)
+        return np.stack(np.meshgrid(*fixed, indexing="ij"), axis=-1).reshape(-1, digits).astype(np.int32)
     # Digits merge into longer tokens: every candidate is tokenised after the end of what stands before it.
     tail = before[-_TAIL:]
     own = len(_split(serializer, before)[0]) - shared

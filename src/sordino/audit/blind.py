@@ -3,6 +3,7 @@
 If so, the split is at fault and no attack's figure means anything (Meeus et al. 2024; Das et al. 2024).
 """
 
+import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from sordino.stats import smallest_detectable_auc
 
 __all__ = ["Blind", "blind_baseline"]
 
+_DIGIT = re.compile("[0-9]")
+_YEARS = re.compile(r"(?<![0-9])(?:19|20)[0-9]{2}(?![0-9])")
 _FOLDS, _REPEATS, _RIDGE = 5, 3, 1.0
 _MOST_RECORDS = 2_000
 
@@ -35,17 +38,18 @@ def _kernel(texts: Sequence[str]) -> np.ndarray:
     pieces = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True)
     matrix = hstack([words.fit_transform(texts), pieces.fit_transform(texts)]).tocsr()
     sizes = np.array(
-        [[len(t), len(t.split()), len(zlib.compress(t.encode())), sum(c.isdigit() for c in t), _year(t)] for t in texts],
+        [[len(t), len(t.split()), len(zlib.compress(t.encode())), len(_DIGIT.findall(t)), _year(t)] for t in texts],
         dtype=np.float64,
-    )  # fmt: skip
+    )
     spread = sizes.std(axis=0)
     sizes = (sizes - sizes.mean(axis=0)) / np.where(spread > 0, spread, 1)
-    return np.asarray((matrix @ matrix.T).todense()) + sizes @ sizes.T / sizes.shape[1]
+    kernel: np.ndarray = (matrix @ matrix.T).toarray() + sizes @ sizes.T / sizes.shape[1]
+    return kernel
 
 
 def _year(text: str) -> float:
-    years = [int(w) for w in "".join(c if c.isdigit() else " " for c in text).split() if len(w) == 4 and 1900 <= int(w) < 2100]
-    return float(np.mean(years)) if years else 0.0  # fmt: skip
+    years = [int(found) for found in _YEARS.findall(text)]
+    return float(np.mean(years)) if years else 0.0
 
 
 def _predictors(kernel: np.ndarray, group: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -71,12 +75,12 @@ def _aucs(predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
     ranks = rankdata(predictions, axis=0)
     inside = labels.sum(axis=0)
-    return ((ranks * labels).sum(axis=0) - inside * (inside + 1) / 2) / (inside * (len(labels) - inside))
+    wins = (ranks * labels).sum(axis=0) - inside * (inside + 1) / 2
+    areas: np.ndarray = wins / (inside * (len(labels) - inside))
+    return areas
 
 
-def blind_baseline(
-    texts: Sequence[str], member: np.ndarray, group: np.ndarray, *, shuffles: int, seed: int
-) -> Blind:
+def blind_baseline(texts: Sequence[str], member: np.ndarray, group: np.ndarray, *, shuffles: int, seed: int) -> Blind:
     """Test whether `texts` tell `member`; all arrays (n,), `group` is the coin a record shares.
 
     TF-IDF of words 1–2-grams and characters 2–4-grams, lengths, compressed size, digits and years;
@@ -95,9 +99,7 @@ def blind_baseline(
     drawn = rng.permuted(np.tile(truth, (shuffles, 1)), axis=1)
     labels = np.concatenate([truth[None], drawn])[:, place].T
     kernel = _kernel(texts)
-    areas = np.mean(
-        [_aucs(_predictors(kernel, group, rng) @ labels, labels) for _ in range(_REPEATS)], axis=0
-    )
+    areas = np.mean([_aucs(_predictors(kernel, group, rng) @ labels, labels) for _ in range(_REPEATS)], axis=0)
     inside_coins = int(truth.sum())
     return Blind(
         auc=float(areas[0]),

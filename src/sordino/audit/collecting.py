@@ -1,12 +1,11 @@
 """Signals for an audit, from the run's store where they are there, from the models where they are not."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-import msgspec
-
-from sordino.config import RunConfig
+from sordino.config import recorded
 from sordino.errors import RunError
 from sordino.evidence import digest
 from sordino.records import Example, content_digest
@@ -31,15 +30,31 @@ class Collector:
     """
 
     def __init__(self, run: Run, ticker: Ticker = lambda name, total: lambda done: None) -> None:
-        """Open `run`; raises `RunError` where it is not trained to the end."""
+        """Open `run`; raises `RunError` where it is not trained to its end, or its weights have changed."""
         self.run, self.card, self.ticker = run, run.card, ticker
         if self.card.status != "trained":
             hint = f"Finish it: `sordino train --resume {run.path}`."
             raise RunError(f"{run.path} is not trained to its end ({self.card.status}).", hint)
-        self.config = msgspec.convert(self.card.config, RunConfig)
+        self.config = recorded(self.card.config, str(run.path / "run.json"))
+        self._check_weights()
         self.store = Store(run.private / "signals")
         self.forwards = 0
         self._encoded: dict[tuple[str, str], Tokens] = {}
+
+    def _check_weights(self) -> None:
+        # Always, though signals may be in the store: a report must be on the weights that are there.
+        from sordino.model import weights_digest
+
+        if weights_digest(self.run.weights) != self.card.model["weights"]:
+            message = f"The weights in {self.run.weights} are not those that training wrote."
+            raise RunError(message, "Restore them, or train again.")
+
+    def _check_base(self, model: Any) -> None:
+        found = model.digest()
+        if found != self.card.model["base"]:
+            path, known = self.config.model.path, self.card.model["base"]
+            message = f"The model {path} has changed since it was tuned ({known} → {found})."
+            raise RunError(message, "Restore it, or train again.")
 
     @cached_property
     def serializer(self) -> Serializer:
@@ -55,18 +70,19 @@ class Collector:
 
     @cached_property
     def tuned(self) -> Any:
-        """The fine-tuned model; raises `RunError` where its files or its base have changed."""
-        from sordino.model import restore, weights_digest
+        """The fine-tuned model; raises `RunError` where the base under its adapter has changed."""
+        from sordino.model import restore
 
-        if weights_digest(self.run.weights) != self.card.model["weights"]:
-            message = f"The weights in {self.run.weights} are not those that training wrote."
-            raise RunError(message, "Restore them, or train again.")
-        return restore(self.config.model, self.config.method, self.run.weights)
+        model = restore(self.config.model, self.config.method, self.run.weights)
+        if self.config.method.kind != "full":
+            self._check_base(model.base())
+        return model
 
     @cached_property
     def untuned(self) -> Any:
-        """The model as it was before tuning."""
+        """The model as it was before tuning; raises `RunError` where it has changed since."""
         model = self.tuned.base()
+        self._check_base(model)
         return model
 
     def encode(self, example: Example, name: str = "", view: View | None = None) -> Tokens:
@@ -79,13 +95,7 @@ class Collector:
     def signals(self, examples: Sequence[Example], views: Mapping[str, View]) -> tuple[Signals, Signals]:
         """The signals of the tuned model, with the untuned one as base; and those of the untuned model."""
         tuned, untuned = (self._signals(examples, views, which) for which in ("tuned", "base"))
-        full = Signals(
-            record_ids=tuned.record_ids, texts=tuned.texts, statistics=tuned.statistics, base=untuned, views=tuned.views
-        )  # fmt: skip
-        control = Signals(
-            record_ids=untuned.record_ids, texts=untuned.texts, statistics=untuned.statistics, base=untuned, views=untuned.views
-        )  # fmt: skip
-        return full, control
+        return replace(tuned, base=untuned), replace(untuned, base=untuned)
 
     def _signals(self, examples: Sequence[Example], views: Mapping[str, View], which: str) -> Signals:
         named: dict[str, View | None] = {"": None, **views}

@@ -112,9 +112,7 @@ def rates(scores: Scores, evidence: Evidence, plan: AuditPlan) -> dict[str, Esti
     found = {"auc": estimate(stats.delong(scores, evidence.member, evidence.group, plan.confidence, scale="logit"))}
     calibration = evidence.calibration & ~evidence.member
     for fpr in plan.fpr:
-        tpr, realised, _ = stats.tpr_at_fpr(
-            scores, evidence.member, calibration, fpr, evidence.group, plan.confidence
-        )
+        tpr, realised, _ = stats.tpr_at_fpr(scores, evidence.member, calibration, fpr, evidence.group, plan.confidence)
         found[f"tpr@{fpr:g}fpr"] = estimate(tpr)
         if tpr.value is not None:
             found[f"realised fpr@{fpr:g}fpr"] = estimate(realised)

@@ -61,7 +61,8 @@ def attempt(
     `rate` is the share of trained-on records with a passage that comes out, `non-members` that of
     records held out, `excess` their difference; the control has the same under the untuned base.
     """
-    wanted = {k: v for k, v in (("prefix_tokens", plan.prefix_tokens), ("suffix_tokens", plan.suffix_tokens)) if k in attack.parameters}  # fmt: skip
+    planned = {"prefix_tokens": plan.prefix_tokens, "suffix_tokens": plan.suffix_tokens}
+    wanted = {k: v for k, v in planned.items() if k in attack.parameters}
     tuned, base = (attack(signals, **wanted) for signals in pair)
     passages = _passages(attack, collector, examples, tuned, base, wanted)
     refuted = {p.record_id for p in passages if not p.confirmed}

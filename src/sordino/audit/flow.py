@@ -82,9 +82,7 @@ def _audit(run: Run, require: Sequence[str], names: Sequence[str], ticker: Ticke
     found = expose(collector, extraction["exposure"], plan, {e.record.id: e for e in placed.canaries})
     levels = canary_levels(found, plan.confidence)
     utility = _utility(collector, placed, plan)
-    blind = blind_baseline(
-        pair[0].texts, evidence.member, evidence.group, shuffles=plan.shuffles, seed=seeds(_BLIND)
-    )
+    blind = blind_baseline(pair[0].texts, evidence.member, evidence.group, shuffles=plan.shuffles, seed=seeds(_BLIND))
     bound, _, _ = lower_bound(outcome, plan)
     gates = (
         blind_gate(blind),
@@ -93,9 +91,9 @@ def _audit(run: Run, require: Sequence[str], names: Sequence[str], ticker: Ticke
         canary_gate(found),
         bound_gate(bound, None, plan.confidence),
     )
-    report = _report(
-        collector, outcome, [a for a, _ in pulled], levels, gates, utility, bound, plan, time.monotonic() - started
-    )
+    findings = _findings(collector, outcome, [a for a, _ in pulled], levels, gates, utility)
+    report = _report(collector, outcome, findings, bound, plan)
+    report = replace(report, seconds={**report.seconds, "audit": round(time.monotonic() - started, 2)})
     run.write_audit(report)
     run.event("audited", verdict=report.verdict.state, forwards=collector.forwards)
     return report
@@ -135,9 +133,7 @@ def _known_metrics(
     return [f"{o}.{r}" for o in owners for r in rates] + shares + levels + rest
 
 
-def _write_private(
-    run: Run, candidates: Sequence[Example], outcome: Outcome, passages: Sequence[Passage]
-) -> None:
+def _write_private(run: Run, candidates: Sequence[Example], outcome: Outcome, passages: Sequence[Passage]) -> None:
     """Per-record scores and extracted text stay in private/."""
     scores = {a.name: row.tolist() for a, row in zip(outcome.attempts, outcome.scores, strict=True)}
     rows = {"member": outcome.evidence.member.tolist(), "scores": scores}
@@ -158,38 +154,28 @@ def _utility(collector: Collector, placed: Split, plan: AuditPlan) -> dict[str, 
     return {"perplexity": perplexity(tuned), "base_perplexity": perplexity(base)}
 
 
-def _metrics(
-    outcome: Outcome,
-    pulled: Sequence[Attempt],
-    levels: Sequence[CanaryLevel],
-    utility: Mapping[str, Estimate],
-    bound: Estimate,
-) -> dict[str, Estimate]:
+def _metrics(outcome: Outcome, findings: Findings, bound: Estimate) -> dict[str, Estimate]:
     found = {f"membership.{k}": v for k, v in outcome.headline.items()}
     for a in outcome.attempts:
         found |= {f"membership.{a.name}.{k}": v for k, v in a.estimates.items()}
-    for a in pulled:
+    for a in findings.extraction:
         found |= {f"extraction.{a.name}.{k}": v for k, v in a.estimates.items()}
-    found |= {f"canaries.exposure@{level.repetitions}": level.included for level in levels}
-    found |= {f"utility.{k}": v for k, v in utility.items()}
+    found |= {f"canaries.exposure@{level.repetitions}": level.included for level in findings.canaries}
+    found |= {f"utility.{k}": v for k, v in findings.utility.items()}
     return found | {"epsilon.lower": bound}
 
 
-def _report(
+def _findings(
     collector: Collector,
     outcome: Outcome,
     pulled: Sequence[Attempt],
     levels: tuple[CanaryLevel, ...],
     gates: tuple[Gate, ...],
     utility: Mapping[str, Estimate],
-    bound: Estimate,
-    plan: AuditPlan,
-    seconds: float,
-) -> AuditReport:
-    card, evidence = collector.card, outcome.evidence
-    unit = str(card.data["unit"])
-    coins = {side: len(np.unique(evidence.group[evidence.member == side])) for side in (True, False)}
-    findings = Findings(
+) -> Findings:
+    evidence = outcome.evidence
+    inside, outside = (len(np.unique(evidence.group[evidence.member == side])) for side in (True, False))
+    return Findings(
         p_value=outcome.p_value,
         strongest=outcome.strongest,
         headline=outcome.headline,
@@ -197,35 +183,42 @@ def _report(
         canaries=levels,
         gates={g.name: g for g in gates},
         utility=utility,
-        members=coins[True],
-        nonmembers=coins[False],
-        unit=unit,
+        members=inside,
+        nonmembers=outside,
+        unit=str(collector.card.data["unit"]),
     )
-    metrics = _metrics(outcome, pulled, levels, utility, bound)
-    counts = {
-        "members": int(evidence.member.sum()),
-        "non-members": int((~evidence.member).sum()),
-        "coins in": coins[True],
-        "coins out": coins[False],
-        "unscored": outcome.unscored,
-    }
+
+
+def _report(
+    collector: Collector, outcome: Outcome, findings: Findings, bound: Estimate, plan: AuditPlan
+) -> AuditReport:
+    card, evidence = collector.card, outcome.evidence
+    metrics = _metrics(outcome, findings, bound)
+    attempts = (*outcome.attempts, *findings.extraction)
     return AuditReport(
         run=card.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         verdict=verdict(findings),
-        threat_model=threat_model(unit, [a.access for a in (*outcome.attempts, *pulled)]),
+        threat_model=threat_model(findings.unit, [a.access for a in attempts]),
         claims=claims(findings, None),
-        attempts=(*outcome.attempts, *pulled),
-        canaries=levels,
-        gates=gates,
-        utility=utility,
+        attempts=attempts,
+        canaries=tuple(findings.canaries),
+        gates=tuple(findings.gates.values()),
+        utility=findings.utility,
         metrics=metrics,
         requirements=tuple(judge(text, metrics) for text in plan.require),
         untested=UNTESTED,
-        counts={**card.data["counts"], **counts},
+        counts={
+            **card.data["counts"],
+            "members": int(evidence.member.sum()),
+            "non-members": int((~evidence.member).sum()),
+            "coins in": findings.members,
+            "coins out": findings.nonmembers,
+            "unscored": outcome.unscored,
+        },
         notices=card.notices,
         provenance=_provenance(collector),
-        seconds={"training": float(card.training.get("seconds", 0.0)), "audit": round(seconds, 2)},
+        seconds={"training": float(card.training.get("seconds", 0.0))},
         strongest=outcome.strongest,
     )
 

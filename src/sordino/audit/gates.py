@@ -34,7 +34,12 @@ def blind_gate(blind: Blind) -> Gate:
 def base_gate(outcome: Outcome, plan: AuditPlan, seed: int) -> Gate:
     """Gate (b): no attack works on the untuned model; one max-T permutation test over all attacks."""
     p_value, _ = stats.max_t(
-        outcome.control_scores, outcome.evidence.member, outcome.evidence.group, plan.shuffles, seed, "two-sided"
+        outcome.control_scores,
+        outcome.evidence.member,
+        outcome.evidence.group,
+        plan.shuffles,
+        seed,
+        "two-sided",
     )
     areas = [a.control["auc"].value or 0.5 for a in outcome.attempts]
     far = max(areas, key=lambda a: abs(a - 0.5))
@@ -42,7 +47,7 @@ def base_gate(outcome: Outcome, plan: AuditPlan, seed: int) -> Gate:
         name="base",
         question="Are all attacks at chance on the untuned model?",
         passed=p_value >= _LEVEL,
-        finding=f"The AUC farthest from ½ on the untuned model is {far:.3f} (max-T p = {p_value:.3g} over all attacks).",
+        finding=f"The AUC farthest from ½ on the untuned model is {far:.3f} (max-T p = {p_value:.3g} over all).",
         p_value=p_value,
     )
 
@@ -63,9 +68,11 @@ def lower_bound(outcome: Outcome, plan: AuditPlan) -> tuple[Estimate, int, int]:
     scores, member = outcome.evidence.coin_scores(outcome.scores[row])
     guesses, right = stats.one_run_guesses(scores, member, plan.guess_share)
     value = _bound(scores, member, plan)
-    method = f"one-run lower bound, {right} of {guesses} guesses right over {len(member)} coins, δ = {plan.delta:g}"
+    made = f"{right} of {guesses} guesses right over {len(member)} coins"
+    method = f"one-run lower bound, {made}, δ = {plan.delta:g}"
+    high, coins = stats.UNBOUNDED, len(member)
     return (
-        Estimate(value=value, low=value, high=stats.UNBOUNDED, n=len(member), method=method, confidence=plan.confidence),
+        Estimate(value=value, low=value, high=high, n=coins, method=method, confidence=plan.confidence),
         guesses,
         right,
     )  # fmt: skip
@@ -119,5 +126,9 @@ def bound_gate(bound: Estimate, claimed: float | None, confidence: float) -> Gat
         finding = f"No differential privacy is claimed. Measured: {said}."
         return Gate(name="bound", question=question, passed=None, finding=finding)
     falsified = (bound.value or 0.0) > claimed
-    finding = f"DP claim falsified: {said}, claimed {claimed:g}." if falsified else f"Claimed ε = {claimed:g}; measured {said}."
+    finding = (
+        f"DP claim falsified: {said}, claimed {claimed:g}."
+        if falsified
+        else f"Claimed ε = {claimed:g}; measured {said}."
+    )
     return Gate(name="bound", question=question, passed=not falsified, finding=finding)

@@ -110,7 +110,8 @@ def verdict(f: Findings) -> Verdict:
     warns of a defect (or of the one valid audit in a hundred that fails it by chance).
     """
     warnings = [
-        f"Control '{g.name}' failed: {g.finding} Either chance (1 in 100) or a defect: look into it before relying on this audit."
+        f"Control '{g.name}' failed: {g.finding} Either chance (1 in 100) or a defect: "
+        "look into it before relying on this audit."
         for g in (f.gates["blind"], f.gates["base"], f.gates["shuffles"])
         if g.passed is False
     ]  # fmt: skip
@@ -127,7 +128,10 @@ def verdict(f: Findings) -> Verdict:
             headline="This audit cannot tell whether the model leaks.",
             reasons=(*doubts, *warnings),
         )
-    reason = f"The strongest attack ({f.strongest}) reached AUC {f.headline['auc']}, and planted canaries show that the instrument works."  # fmt: skip
+    reason = (
+        f"The strongest attack ({f.strongest}) reached AUC {f.headline['auc']}, "
+        "and planted canaries show that the instrument works."
+    )
     return Verdict(
         state="no leak found",
         headline="No leak was found by the attacks carried out.",

@@ -26,6 +26,7 @@ __all__ = ["Ticket", "canary_sentences", "private_corpus", "public_corpus", "wri
 GRAMMAR = Path(__file__).parent / "tickets.grammar"
 WORDS = (40, 110)
 TICKETS_A_CUSTOMER = (2, 6)
+MOST_CUSTOMERS = 100_000  # beyond, different names become hard to find
 SECRETS = ("email", "phone", "card", "account")
 # Fixed within a ticket, so that its sentences speak of one article and one contract.
 ARTICLE = ("shop", "product", "item", "other", "colour", "colour2", "error")
@@ -59,11 +60,12 @@ def public_corpus(seed: int, n: int) -> Iterator[str]:
 def private_corpus(seed: int, customers: int = 600) -> Iterator[Ticket]:
     """Generate the tickets of `customers` people of different names, 2 to 6 tickets each, one by one.
 
-    Customers are independent and identically distributed, so any random half of them is a fair member
-    or non-member set. Raises ConfigError where `customers` is below 1.
+    Customers are drawn alike and independently, but for their names, so any random half of them is a fair
+    member or non-member set. Raises ConfigError unless `customers` is 1 to 100,000.
     """
-    if customers < 1:
-        raise ConfigError(f"A corpus of {customers} customers was asked for.", "Ask for 1 customer or more.")
+    if not 1 <= customers <= MOST_CUSTOMERS:
+        hint = f"Ask for 1 to {MOST_CUSTOMERS:,} customers."
+        raise ConfigError(f"A corpus of {customers:,} customers was asked for.", hint)
     return _private_tickets(seed, customers)
 
 

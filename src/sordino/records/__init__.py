@@ -1,6 +1,6 @@
 """Private text as records: readers, stable ids, units, near-duplicate clusters, splits and coins."""
 
-from sordino.records.dataset import read
+from sordino.records.dataset import read, suggest_columns
 from sordino.records.record import (
     DataConfig,
     Dataset,
@@ -30,4 +30,5 @@ __all__ = [
     "record_id",
     "save",
     "split",
+    "suggest_columns",
 ]

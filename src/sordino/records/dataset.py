@@ -10,7 +10,9 @@ from sordino.records.record import DataConfig, Dataset, Record, content_digest, 
 from sordino.records.shapes import Shape, column_value, count_extra_keys, find_shape, to_messages
 from sordino.results import Notice
 
-__all__ = ["read"]
+__all__ = ["read", "suggest_columns"]
+
+UNITS = ("unit", "customer", "patient", "client", "author", "user", "subject", "sender", "speaker")
 
 
 def read(config: DataConfig, base: Path | None = None) -> Dataset:
@@ -43,6 +45,38 @@ def read(config: DataConfig, base: Path | None = None) -> Dataset:
         notices=_notices(config, table, shape, collected),
         source=source,
     )
+
+
+def suggest_columns(path: Path) -> dict[str, str]:
+    """Which columns of the file at `path` fit which key of `data`: the shape, an id, a unit.
+
+    Where no column has a usual name, the one with the longest texts is taken for the text. Raises
+    `DataError` for a file that cannot be read or can be read in several ways.
+    """
+    table = read_table(Path(path), str(path))
+    if table.columns in (("text",), ("text", "file")):
+        return {}
+    found = _suggest_shape(table, str(path))
+    for name in table.columns:
+        plain = name.lower().removesuffix("_id").removesuffix(" id")
+        values = [row.values.get(name) for row in table.rows]
+        if name.lower() in ("id", "record_id", "uuid") and len({str(v) for v in values}) == len(values):
+            found.setdefault("id", name)
+        elif plain in UNITS and all(isinstance(v, str | int) for v in values):
+            found.setdefault("unit", name)
+    return found
+
+
+def _suggest_shape(table: Table, source: str) -> dict[str, str]:
+    texts = {
+        name: sum(len(v) for row in table.rows if isinstance(v := row.values.get(name), str)) for name in table.columns
+    }
+    usual = {"text", "prompt", "messages", "question", "instruction"} & set(table.columns)
+    if not usual and any(texts.values()):
+        return {"text": max(texts, key=lambda name: texts[name])}
+    shape = find_shape(DataConfig(path=source), table.columns, source)
+    keys = ("prompt", "completion") if shape.kind == "pair" else (shape.kind,)
+    return dict(zip(keys, shape.columns, strict=True))
 
 
 @dataclass(kw_only=True)

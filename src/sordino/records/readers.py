@@ -121,9 +121,7 @@ def _read_text(path: Path, source: str) -> str:
     except UnicodeDecodeError as error:
         at = error.start
         line, byte = data.count(b"\n", 0, at) + 1, at - data.rfind(b"\n", 0, at)
-        message = (
-            f"{source}, line {line}: invalid UTF-8 at byte {byte} of the line (byte {at + 1} of the file)."
-        )
+        message = f"{source}, line {line}: invalid UTF-8 at byte {byte} of the line (byte {at + 1} of the file)."
         raise DataError(message, "Convert the file to UTF-8.") from error
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
@@ -208,9 +206,7 @@ def _tabular(fields: Sequence[tuple[int, list[str]]], source: str) -> Table:
     rows = []
     for line, row in body:
         if len(row) != len(columns):
-            message = (
-                f"{source}, line {line}: {len(row)} fields, but the header names {len(columns)} columns."
-            )
+            message = f"{source}, line {line}: {len(row)} fields, but the header names {len(columns)} columns."
             raise DataError(message, "A separator or a quote is missing, or one too many.")
         rows.append(Row(f"line {line}", dict(zip(columns, row, strict=True))))
     return Table(columns=columns, rows=rows, blank=len(fields) - len(filled))

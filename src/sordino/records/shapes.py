@@ -141,11 +141,7 @@ def _chat(row: Row, column: str, source: str) -> tuple[Message, ...]:
     turns = []
     for number, turn in enumerate(value, 1):
         if not isinstance(turn, dict) or not {"role", "content"} <= turn.keys():
-            found = (
-                f"has the keys {', '.join(map(repr, turn))}"
-                if isinstance(turn, dict)
-                else f"is {kind_of(turn)}"
-            )
+            found = f"has the keys {', '.join(map(repr, turn))}" if isinstance(turn, dict) else f"is {kind_of(turn)}"
             raise DataError(f"{where}: message {number} {found}.", "Each message needs a role and a content.")
         role, content = turn["role"], turn["content"]
         if role not in CHAT_ROLES:
@@ -153,9 +149,7 @@ def _chat(row: Row, column: str, source: str) -> tuple[Message, ...]:
             raise DataError(f"{where}: message {number} has the role {role!r}.", hint or "A role is a text.")
         if not isinstance(content, str):
             hint = "Write the content of every message as one text; tool calls too."
-            raise DataError(
-                f"{where}: the content of message {number} is {kind_of(content)}, not a text.", hint
-            )
+            raise DataError(f"{where}: the content of message {number} is {kind_of(content)}, not a text.", hint)
         turns.append(Message(role, _checked(content, row, column, source)))
     if turns and not any(turn.role == "assistant" for turn in turns):
         hint = "A model learns to write the assistant's turns: each chat needs one."

@@ -156,9 +156,7 @@ def _draw(seed: int, unit: str, config: SplitConfig) -> Placement:
     return "train", True
 
 
-def _place(
-    records: Sequence[Record], config: SplitConfig, seed: int
-) -> tuple[list[int], dict[int, Placement]]:
+def _place(records: Sequence[Record], config: SplitConfig, seed: int) -> tuple[list[int], dict[int, Placement]]:
     """The group of every record, -1 where excluded, and the placement of every group.
 
     A group is numbered by the record that founded it; its oldest unit is that record's.
@@ -210,9 +208,7 @@ def _cluster_notices(examples: Sequence[Example], units: int) -> tuple[Notice, .
     clusters = [len(group) for group in members.values() if len(group) > 1]
     notices = []
     if clusters:
-        message = (
-            f"{sum(clusters):,} units form {len(clusters):,} clusters of duplicates, each with one coin."
-        )
+        message = f"{sum(clusters):,} units form {len(clusters):,} clusters of duplicates, each with one coin."
         notices.append(Notice(kind="near-duplicates", count=sum(clusters), message=message))
     if clusters and max(clusters) > LARGE_CLUSTER * units:
         message = (

@@ -76,9 +76,7 @@ def _shown(excerpts: Sequence[Excerpt], *, reveal: bool) -> list[Excerpt]:
     ]
 
 
-def render_html(
-    report: AuditReport, card: RunCard, excerpts: Sequence[Excerpt] = (), *, reveal: bool = False
-) -> str:
+def render_html(report: AuditReport, card: RunCard, excerpts: Sequence[Excerpt] = (), *, reveal: bool = False) -> str:
     """Write the whole report as one HTML document, the same bytes for the same arguments.
 
     Passages and record ids are masked unless `reveal`. An invalid split shows its reason in place of the

@@ -102,16 +102,12 @@ def roc_svg(attempt: Attempt, *, key: str, non_members: int | None = None) -> st
         axes.plot(x, y, color=ACCENT, linewidth=2.2, drawstyle="steps-post")
         _label(axes, "Non-members wrongly accused (FPR)", "Members recognised (TPR)")
         name = printable(attempt.name)
-        reached = max(
-            (t for f, t in zip(attempt.roc.fpr, attempt.roc.tpr, strict=True) if f <= 0.01), default=0
-        )
+        reached = max((t for f, t in zip(attempt.roc.fpr, attempt.roc.tpr, strict=True) if f <= 0.01), default=0)
         description = (
             f"At a false-positive rate of 1% the true-positive rate is {_percent(round(reached, 4))}. "
             f"Rates below {_percent(round(limit, 6))} can't be told apart with this many non-members."
         )
-        return to_svg(
-            figure, key=key, title=f"ROC curve of {name} on logarithmic axes", description=description
-        )
+        return to_svg(figure, key=key, title=f"ROC curve of {name} on logarithmic axes", description=description)
 
 
 def _interval(axes: Any, x: float, estimate: Estimate, *, color: str, hollow: bool) -> None:
@@ -214,15 +210,11 @@ def tradeoff_svg(
         upwards = f"AUC of {printable(attack)} (up: leaks more)"
         _label(axes, "Held-out perplexity (left: more useful)", upwards)
         axes.yaxis.label.set_parse_math(False)
-        said = (
-            f"{one.name}: perplexity {estimate_text(one.x)}, AUC {estimate_text(one.y)}" for one in points
-        )
+        said = (f"{one.name}: perplexity {estimate_text(one.x)}, AUC {estimate_text(one.y)}" for one in points)
         return to_svg(figure, key=key, title="Privacy against utility", description=f"{'; '.join(said)}.")
 
 
-def _models(
-    utility: Mapping[str, Estimate], leak: tuple[Estimate | None, Estimate | None]
-) -> tuple[_Point, ...]:
+def _models(utility: Mapping[str, Estimate], leak: tuple[Estimate | None, Estimate | None]) -> tuple[_Point, ...]:
     """Pair the untuned base and the fine-tuned model with their AUC; nothing if a figure is missing."""
     xs = (utility.get("base_perplexity"), utility.get("perplexity"))
     return tuple(

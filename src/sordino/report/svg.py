@@ -120,9 +120,7 @@ def _presentation(style: str) -> dict[str, str]:
     named = {name.strip(): value.strip() for name, value in pairs}
     named.pop("font-family", None)
     return {
-        name: VARIABLES.get(value, _rounded(value))
-        for name, value in named.items()
-        if (name, value) not in DEFAULTS
+        name: VARIABLES.get(value, _rounded(value)) for name, value in named.items() if (name, value) not in DEFAULTS
     }
 
 

@@ -68,9 +68,7 @@ def _verdict(report: AuditReport) -> "RenderableType":
     sentence, reasons = headline(report)
     state = report.verdict.state
     body = Group(_text(sentence, "bold"), *(_text(f"– {reason}") for reason in reasons))
-    return Panel(
-        body, title=_text(STATE[state]), title_align="left", border_style=TONES[state], padding=(1, 2)
-    )
+    return Panel(body, title=_text(STATE[state]), title_align="left", border_style=TONES[state], padding=(1, 2))
 
 
 def _gates(report: AuditReport) -> "Table":

@@ -69,9 +69,7 @@ def _card(report: AuditReport, attempt: Attempt, position: int) -> Card:
     return Card(
         attempt=attempt,
         slug=slug,
-        figure=""
-        if hidden
-        else plots.roc_svg(attempt, key=slug, non_members=report.counts.get("non-members")),
+        figure="" if hidden else plots.roc_svg(attempt, key=slug, non_members=report.counts.get("non-members")),
         rows=tuple(_row(attempt, metric, text.metric_label(metric)) for metric in rows),
         parameters=tuple(text.flatten(attempt.parameters)),
         methods=_methods(attempt, rows),
@@ -125,9 +123,7 @@ def _strongest(report: AuditReport) -> Attempt | None:
     found = next(named, None)
     if found is None or text.withheld(report, "membership.auc"):
         return None
-    fresh = {
-        metric: report.metrics.get(f"membership.{metric}", one) for metric, one in found.estimates.items()
-    }
+    fresh = {metric: report.metrics.get(f"membership.{metric}", one) for metric, one in found.estimates.items()}
     return replace(found, estimates=fresh)
 
 
@@ -200,9 +196,7 @@ def figures(report: AuditReport) -> dict[str, str]:
         shown["overview"] = plots.overview_svg(membership, key="overview")
     if strongest is not None:
         leak = (strongest.control.get("auc"), strongest.estimates.get("auc"))
-        shown["tradeoff"] = plots.tradeoff_svg(
-            strongest.name, utility=report.utility, leak=leak, key="tradeoff"
-        )
+        shown["tradeoff"] = plots.tradeoff_svg(strongest.name, utility=report.utility, leak=leak, key="tradeoff")
     return shown
 
 

@@ -30,8 +30,6 @@ def _excerpts(run: Run) -> list[Excerpt]:
         return []
     rows = [row for row in json.loads(path.read_bytes()) if row["member"] and row["confirmed"]]
     return [
-        Excerpt(
-            record_id=row["record_id"], prefix=row["prefix"], suffix=row["suffix"], base_hit=row["base_hit"]
-        )
+        Excerpt(record_id=row["record_id"], prefix=row["prefix"], suffix=row["suffix"], base_hit=row["base_hit"])
         for row in rows
     ]

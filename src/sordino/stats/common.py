@@ -61,9 +61,7 @@ def check_numbers(name: str, values: ArrayLike, n: int | None = None, *, finite:
     bad = int(np.count_nonzero(~np.isfinite(array) if finite else np.isnan(array)))
     if bad:
         kind = "not finite" if finite else "NaN"
-        raise AuditError(
-            f"{bad} of {array.size} {name} are {kind}.", "Find out why before counting them as anything."
-        )
+        raise AuditError(f"{bad} of {array.size} {name} are {kind}.", "Find out why before counting them as anything.")
     return array
 
 

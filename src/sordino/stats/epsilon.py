@@ -114,9 +114,7 @@ def _rates(tp: int, n_pos: int, fp: int, n_neg: int, confidence: float) -> tuple
     return limits(tp, n_pos, confidence)[0], limits(fp, n_neg, confidence)[1]
 
 
-def epsilon_two_sided(
-    tp: int, n_pos: int, fp: int, n_neg: int, delta: float, confidence: float = 0.95
-) -> float:
+def epsilon_two_sided(tp: int, n_pos: int, fp: int, n_neg: int, delta: float, confidence: float = 0.95) -> float:
     """max{ln((TPR_lo − δ)/FPR_hi), ln((TNR_lo − δ)/FNR_hi), 0} at one threshold fixed in advance.
 
     A bound over independently trained models; on the records of one model an estimate, not a bound.

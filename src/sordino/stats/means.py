@@ -47,9 +47,7 @@ def ratio_interval(
     above = check_numbers("numerators", numerators, finite=True)
     below = check_numbers("denominators", denominators, above.size, finite=True)
     if np.any(below < 0):
-        raise AuditError(
-            f"A denominator is {below.min():g}.", "Denominators count things: give none below 0."
-        )
+        raise AuditError(f"A denominator is {below.min():g}.", "Denominators count things: give none below 0.")
     codes, groups = group_codes(group, above.size)
     total = float(below.sum())
     if groups < 2 or total == 0:
@@ -61,9 +59,7 @@ def ratio_interval(
     method = "t interval" if groups == above.size else f"t interval, clustered: {above.size} records"
     if error == 0:
         method += ", no spread between groups"
-    return Interval(
-        value=value, low=value - reach, high=value + reach, n=groups, method=method, confidence=confidence
-    )
+    return Interval(value=value, low=value - reach, high=value + reach, n=groups, method=method, confidence=confidence)
 
 
 def mean_interval(values: ArrayLike, group: ArrayLike | None = None, confidence: float = 0.95) -> Interval:
@@ -134,6 +130,4 @@ def bootstrap(
         )
     low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
     method = f"percentile bootstrap, {resamples} resamples of groups"
-    return Interval(
-        value=value, low=float(low), high=float(high), n=groups, method=method, confidence=confidence
-    )
+    return Interval(value=value, low=float(low), high=float(high), n=groups, method=method, confidence=confidence)

@@ -38,9 +38,7 @@ def _check_matrix(scores: ArrayLike) -> Floats:
     """`scores` as (A, n) without NaN; else raises `AuditError`."""
     matrix = np.asarray(scores, dtype=np.float64)
     if matrix.ndim != 2 or not matrix.size:
-        raise AuditError(
-            f"scores has shape {matrix.shape}.", "Give one row per attack, one column per record."
-        )
+        raise AuditError(f"scores has shape {matrix.shape}.", "Give one row per attack, one column per record.")
     bad = int(np.count_nonzero(np.isnan(matrix)))
     if bad:
         raise AuditError(f"{bad} of {matrix.size} scores are NaN.", "Find out why before testing them.")

@@ -174,9 +174,7 @@ def paired_delong(
         z = value / se
         p_value = 2 * float(ndtr(-abs(z)))
         reach = se * float(ndtri((1 + confidence) / 2))
-        method = (
-            "paired DeLong" if groups == first.size else f"paired DeLong, clustered: {first.size} records"
-        )
+        method = "paired DeLong" if groups == first.size else f"paired DeLong, clustered: {first.size} records"
     interval = Interval(
         value=value,
         low=max(-1.0, value - reach),
@@ -188,9 +186,7 @@ def paired_delong(
     return PairedDifference(difference=value, se=se, z=z, p_value=p_value, interval=interval)
 
 
-def smallest_detectable_auc(
-    n_members: int, n_nonmembers: int, power: float = 0.8, alpha: float = 0.05
-) -> float:
+def smallest_detectable_auc(n_members: int, n_nonmembers: int, power: float = 0.8, alpha: float = 0.05) -> float:
     """Find the AUC that a one-sided Mann–Whitney test at `alpha` finds with probability `power`.
 
     Normal approximation with the null variance (m+n+1)/12mn and Hanley and McNeil's (Radiology 143,

@@ -75,7 +75,7 @@ def load_checkpoint(folder: Path, module: torch.nn.Module, optimizer: torch.opti
     with torch.no_grad():
         for name, parameter in weights.items():
             parameter.copy_(tensors[f"weight.{name}"])
-    state: dict[torch.nn.Parameter, dict[str, Any]] = {p: {} for p in weights.values()}
+    state: dict[torch.Tensor, dict[str, Any]] = {p: {} for p in weights.values()}
     for key, value in tensors.items():
         if key.startswith("optimizer."):
             _, field, name = key.split(".", 2)

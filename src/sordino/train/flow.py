@@ -12,7 +12,7 @@ import msgspec
 
 import sordino
 from sordino.canaries import Canary, manifest, plant
-from sordino.config import RunConfig
+from sordino.config import RunConfig, recorded
 from sordino.errors import ConfigError, RunError
 from sordino.evidence import digest
 from sordino.records import Example, Split, read, split
@@ -68,7 +68,8 @@ def prepare(config: RunConfig) -> Prepared:
         examples, canaries = plant(dataset, config.canaries, config.seed)
         wanted = config.canaries.per_level * len(config.canaries.levels)
         if len(canaries) < wanted:
-            message = f"{len(canaries)} of {wanted} canaries were planted: more would crowd out {len(dataset.records)} records."
+            room = f"more would crowd out {len(dataset.records)} records"
+            message = f"{len(canaries)} of {wanted} canaries were planted: {room}."
             notices.append(Notice(kind="canaries", count=wanted - len(canaries), message=message))
     return Prepared(
         split=placed.with_canaries(examples),
@@ -155,7 +156,7 @@ def train_run(run: Run, *, say: Say = _SILENT, monitor: Monitor = lambda progres
         card = run.card
         if card.status == "trained":
             raise RunError(f"{run.path} is trained already.", f"Audit it: `sordino audit {run.path}`.")
-        config = msgspec.convert(card.config, RunConfig)
+        config = recorded(card.config, str(run.path / "run.json"))
         say(f"loading {config.model.path}")
         base = load(config.model)
         base_digest = base.digest()
@@ -184,13 +185,16 @@ def train_run(run: Run, *, say: Say = _SILENT, monitor: Monitor = lambda progres
         )
         run.write_card(card)
         say(f"{counts['trainable']:,} of {counts['parameters']:,} parameters are tuned on {len(training):,} sequences")
-        progress = train(run, model, training, validation, config.train, seed=config.seed, monitor=monitor)
+        progress = train(run, model, (training, validation), config.train, seed=config.seed, monitor=monitor)
         with write_folder(run.weights) as folder:
             save(model, folder)
         summary = {k: v for k, v in dataclasses.asdict(progress).items() if k != "log_bytes"}
         run.write_card(
             dataclasses.replace(
-                card, status="trained", training=summary, model={**card.model, "weights": weights_digest(run.weights)}
+                card,
+                status="trained",
+                training=summary,
+                model={**card.model, "weights": weights_digest(run.weights)},
             )
         )
         run.event("trained", step=progress.step, tokens=progress.tokens, seconds=round(progress.seconds, 3))

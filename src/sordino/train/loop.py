@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from sordino.config import TrainConfig
 from sordino.errors import TrainingError
 from sordino.model import Model
-from sordino.run import Run
+from sordino.run import Run, disk_errors
 from sordino.serialize import Tokens
 from sordino.train.checkpoint import Progress, latest, load_checkpoint, save_checkpoint, trainable
 from sordino.train.collate import Batch, collate, epoch_batches
@@ -63,7 +63,7 @@ def _explained(config: TrainConfig) -> Iterator[None]:
         if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in text:
             raise
         message = f"Out of memory with {config.batch_size} records a step in {config.accumulation} parts."
-        hint = "Raise train.accumulation, lower train.batch_size or train.max_length, then use --resume."
+        hint = "Start a new run with more train.accumulation, or less train.batch_size or train.max_length."
         raise TrainingError(message, hint) from error
 
 
@@ -98,10 +98,9 @@ class _Trainer:
         """One optimizer step; returns the mean loss a token and the number of targets."""
         self.model.module.train()
         size = math.ceil(len(indices) / self.config.accumulation)
-        parts = [
-            collate([self.training[i] for i in indices[k : k + size]], self.model.tokenizer.pad_token_id, self.model.device)
-            for k in range(0, len(indices), size)
-        ]  # fmt: skip
+        pad, device = self.model.tokenizer.pad_token_id, self.model.device
+        chosen = [self.training[i] for i in indices]
+        parts = [collate(chosen[k : k + size], pad, device) for k in range(0, len(chosen), size)]
         targets = sum(part.targets for part in parts)
         total = 0.0
         for part in parts:
@@ -120,13 +119,14 @@ class _Trainer:
         if math.isfinite(loss) and math.isfinite(norm):
             return
         rate = learning_rate(number, self.steps, self.config)
-        message = f"The loss is {loss} and the gradient norm {norm} at step {number + 1} of {self.steps} (learning rate {rate:.2g})."
+        where = f"step {number + 1} of {self.steps} (learning rate {rate:.2g})"
+        message = f"The loss is {loss} and the gradient norm {norm} at {where}."
         hint = "Lower train.learning_rate or lengthen train.warmup; the last checkpoint is untouched."
         raise TrainingError(message, hint)
 
     def write_losses(self, progress: Progress, **values: float | int | None) -> Progress:
         """Append a line to the loss log."""
-        with self.log.open("a") as file:
+        with disk_errors(self.log), self.log.open("a") as file:
             file.write(json.dumps(values) + "\n")
             file.flush()
             return replace(progress, log_bytes=file.tell())
@@ -165,29 +165,33 @@ class _Trainer:
 def train(
     run: Run,
     model: Model,
-    training: Sequence[Tokens],
-    validation: Sequence[Tokens],
+    tokens: tuple[Sequence[Tokens], Sequence[Tokens]],
     config: TrainConfig,
     *,
     seed: int,
     monitor: Monitor = lambda progress, steps: None,
 ) -> Progress:
-    """Tune `model` on `training`, from the last checkpoint of `run` if it has one.
+    """Tune `model`, from the last checkpoint of `run` if it has one; returns how far it came.
 
-    On a CPU with the same number of threads, a run that was interrupted and resumed has the same
+    `tokens` are those to train on and those to validate with. On a CPU with the same number of threads, a run that was interrupted and resumed has the same
     losses and weights, bit for bit, as one that was not. Ends with the weights `config.select` names.
+    Raises `TrainingError` where there is nothing to train on, or training cannot go on.
     """
+    if not tokens[0]:
+        message = "No record has a token to train on."
+        raise TrainingError(
+            message, "Raise train.max_length: prompts may fill it, and only completions are trained on."
+        )
     torch.manual_seed(seed)
-    trainer = _Trainer(run, model, training, validation, config, seed)
+    trainer = _Trainer(run, model, *tokens, config, seed)
     progress = trainer.resume()
     every = config.validate_every or trainer.per_epoch
     with _explained(config):
         started = time.monotonic() - progress.seconds
         for number, indices in trainer.batches(progress.step):
             loss, targets = trainer.step(number, indices)
-            progress = replace(
-                progress, step=number + 1, loss=loss, tokens=progress.tokens + targets, seconds=time.monotonic() - started
-            )  # fmt: skip
+            spent, done = time.monotonic() - started, progress.tokens + targets
+            progress = replace(progress, step=number + 1, loss=loss, tokens=done, seconds=spent)
             progress = trainer.write_losses(progress, step=progress.step, loss=loss)
             last = progress.step == trainer.steps
             if progress.step % every == 0 or last:

@@ -29,7 +29,7 @@ class Exposure:
     """`rank` of the true secret among `space` candidates (1 = most likely), between `low` and `high`.
 
     `exact` says whether the rank was found by search or estimated from a sample of candidates;
-    `forwards` counts the tokens the model was given. `bits` is log2 space − log2 rank.
+    `forwards` counts the prefixes whose next token the model was asked for. `bits` is log2 space − log2 rank.
     """
 
     rank: float
@@ -63,8 +63,8 @@ def search(rows: np.ndarray, target: int, following: Next, budget: int) -> tuple
     """How many of `rows` (candidates × tokens, sorted, -1 after the end) are more likely than row `target`.
 
     The log-probability of a prefix only falls as it grows, so only prefixes at least as likely as
-    the whole target are expanded: the count is exact. Returns it, or None where it would have cost
-    more than `budget` tokens, and the number of tokens given to the model.
+    the whole target are expanded: the count is exact. Returns it, or None where it would have taken
+    more than `budget` forwards, and the forwards made: prefixes whose next token was asked for.
     """
     own, spent = _path(rows[target], following)
     levels = _levels(rows)
@@ -73,7 +73,7 @@ def search(rows: np.ndarray, target: int, following: Next, budget: int) -> tuple
         paths = rows[levels[depth - 1][0][alive], :depth] if depth else np.empty((1, 0), dtype=rows.dtype)
         # Finished candidates (-1) need no model; they carry their value down.
         unfinished = paths[:, -1] >= 0 if depth else np.ones(1, dtype=bool)
-        cost = int(unfinished.sum()) * max(1, depth)
+        cost = int(unfinished.sum())
         if spent + cost > budget:
             return None, spent
         spent += cost
@@ -96,7 +96,7 @@ def _path(row: np.ndarray, following: Next) -> tuple[float, int]:
     total, tokens = 0.0, row[row >= 0]
     for depth, token in enumerate(tokens):
         total += float(following(tokens[None, :depth], np.zeros(1, dtype=np.int64), np.array([token]))[0])
-    return total, int(sum(max(1, d) for d in range(len(tokens))))
+    return total, len(tokens)
 
 
 def _sampled(rows: np.ndarray, target: int, following: Next, size: int, seed: int) -> Exposure:
@@ -104,13 +104,12 @@ def _sampled(rows: np.ndarray, target: int, following: Next, size: int, seed: in
     others = np.delete(np.arange(len(rows)), target)
     chosen = np.sort(rng.choice(others, size=min(size, len(others)), replace=False))
     sample = np.unique(np.append(chosen, target))
-    own, spent = _path(rows[target], following)
-    count, more = search(rows[sample], int(np.searchsorted(sample, target)), following, 2**62)
+    count, spent = search(rows[sample], int(np.searchsorted(sample, target)), following, 2**62)
     assert count is not None  # the budget is out of reach
     share = clopper_pearson(count, len(chosen), 0.95)
     low, high = (1 + (len(rows) - 1) * bound for bound in (share.low, share.high))
     rank = 1 + (len(rows) - 1) * count / len(chosen)
-    return Exposure(rank=rank, low=low, high=high, space=len(rows), exact=False, forwards=spent + more)
+    return Exposure(rank=rank, low=low, high=high, space=len(rows), exact=False, forwards=spent)
 
 
 @extraction(paper="Carlini et al. 2019, arXiv:1802.08232")

@@ -8,15 +8,15 @@ from sordino.signals import Ragged, Scores, Signals
 
 @membership(paper="EZ-MIA 2026", base=True)
 def error_zone(signals: Signals, *, drop_first: bool = False, epsilon: float = 1e-12) -> Scores:
-    """Score a record by (P + ε)/(N + ε): rises over falls of p against the base, where the top token is wrong.
+    """Score a record by (P + ε)/(N + ε): rises over falls of ln p against the base, where the top token is wrong.
 
-    P and N sum the positive and the negative parts of p_θ(x_t) − p_base(x_t) over the positions
+    P and N sum the positive and the negative parts of ln p_θ(x_t) − ln p_base(x_t) over the positions
     whose most likely token is not x_t. The reference code gives 0 where N = 0, which ranks the most
     memorised records last; ε keeps them first. `drop_first` leaves the first scored token out, as
-    the reference code does. A record without errors is known by heart and scores as N = 0.
+    the reference code does. A record without errors has P = N = 0 and scores 1: neither way.
     """
     s = signals.statistics
-    shift = np.exp(np.asarray(s.logprob, np.float64)) - np.exp(np.asarray(signals.reference.statistics.logprob, np.float64))
+    shift = np.asarray(s.logprob, np.float64) - signals.reference.statistics.logprob
     wrong = np.asarray(s.rank) > 0
     if drop_first:
         wrong = wrong.copy()

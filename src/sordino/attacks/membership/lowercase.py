@@ -10,6 +10,6 @@ from sordino.signals import Scores, Signals
 @membership(paper="Carlini et al. 2021, arXiv:2012.07805", views={"lowercase": to_lowercase})
 def lowercase(signals: Signals) -> Scores:
     """Score a record by ℓ of its lower-cased text over ℓ of the text itself."""
-    nll = signals.nll
-    # A loss of exactly 0 is perfect memory: the smallest float keeps its score large and finite.
-    return signals.views["lowercase"].nll / np.maximum(nll, np.finfo(np.float64).tiny ** 0.5)
+    # A loss of exactly 0 is perfect memory: a tiny divisor keeps its score large and finite.
+    scores: Scores = signals.views["lowercase"].nll / np.maximum(signals.nll, 1e-150)
+    return scores

@@ -11,6 +11,7 @@ from sordino.signals import Scores, Signals
 @membership(paper="Mireshghallah et al. 2022, arXiv:2203.03929", base=True)
 def reference(signals: Signals, *, kind: Literal["difference", "ratio"] = "difference") -> Scores:
     """Score a record by what fine-tuning gained on it: ℓ_base − ℓ, or with `kind="ratio"` ℓ_base / ℓ."""
-    if kind == "difference":
-        return signals.reference.nll - signals.nll
-    return signals.reference.nll / np.maximum(signals.nll, np.finfo(np.float64).tiny ** 0.5)
+    before, after = signals.reference.nll, signals.nll
+    # A loss of exactly 0 is perfect memory: a tiny divisor keeps its ratio large and finite.
+    scores: Scores = before - after if kind == "difference" else before / np.maximum(after, 1e-150)
+    return scores

@@ -12,4 +12,5 @@ from sordino.signals import Scores, Signals
 def zlib(signals: Signals) -> Scores:
     """Score a record by its loss against its own complexity: −ℓ / zlib-compressed bytes of its text."""
     sizes = np.array([len(compression.compress(text.encode())) for text in signals.texts])
-    return -signals.nll / sizes
+    scores: Scores = -signals.nll / sizes
+    return scores

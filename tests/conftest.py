@@ -1,0 +1,117 @@
+"""What all tests share: annotations checked at run time, no network, one thread, small models in memory."""
+
+import os
+import socket
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any
+
+import pytest
+from jaxtyping import install_import_hook
+
+os.environ.update(
+    HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1"
+)
+# Before anything of Sordino is imported: the types and shapes in its signatures are checked on every
+# call; as for mypy, an int is a float (PEP 484). Not in `stats`, which checks its arguments itself, in
+# words: its tests hand it wrong ones on purpose.
+_SPEC = find_spec("sordino")
+assert _SPEC is not None and _SPEC.submodule_search_locations
+install_import_hook(
+    [m.name for m in iter_modules(_SPEC.submodule_search_locations, "sordino.") if m.name != "sordino.stats"],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+)
+
+_CONNECT = socket.socket.connect
+_LOOPBACK = {"127.0.0.1", "::1", "localhost"}
+SHAPES = ("llama", "gpt2", "gpt_neox")
+
+
+def _connect_loopback(self: socket.socket, address: Any) -> None:
+    inside = self.family == socket.AF_UNIX or (isinstance(address, tuple) and address[0] in _LOOPBACK)
+    if not inside:
+        raise AssertionError(f"A test tried to reach {address}; tests use no network.")
+    _CONNECT(self, address)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_network():
+    """Sockets reach nothing but this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", _connect_loopback)
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of shared data sets, models and tokenizers."""
+    folder = Path(os.environ.get("SORDINO_DATA", Path(__file__).parents[2] / "shared"))
+    if not folder.is_dir():
+        pytest.skip("needs the shared data: set SORDINO_DATA to its folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    """The tokenizer of the bundled model: 2,048 tokens, with <s>, </s> and <pad>."""
+    from sordino.config import ModelConfig
+    from sordino.model import load_tokenizer
+
+    return load_tokenizer(ModelConfig())
+
+
+def _module(shape: str, vocabulary: int, context: int) -> Any:
+    import transformers
+
+    common = {"vocab_size": vocabulary, "initializer_range": 0.2, "bos_token_id": 0, "eos_token_id": 1}
+    if shape == "llama":
+        config = transformers.LlamaConfig(
+            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=context, tie_word_embeddings=False, **common,
+        )  # fmt: skip
+        return transformers.LlamaForCausalLM(config)
+    if shape == "gpt2":
+        config = transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=context, **common)
+        return transformers.GPT2LMHeadModel(config)
+    config = transformers.GPTNeoXConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=context, **common,
+    )  # fmt: skip
+    return transformers.GPTNeoXForCausalLM(config)
+
+
+@pytest.fixture(scope="session")
+def make_model(tokenizer) -> Callable[..., Any]:
+    """`(shape, seed=0, context=64)` -> a random 2-layer model, hidden size 32, with the bundled tokenizer.
+
+    Shapes: `llama` (grouped-query attention), `gpt2` (head tied to the embedding), `gpt_neox`.
+    """
+
+    import torch
+
+    from sordino.config import ModelConfig
+    from sordino.model import Model
+
+    # Imported here, not above: tests of arithmetic should not wait for torch.
+    torch.set_num_threads(1)
+
+    def make(shape: str = "llama", seed: int = 0, context: int = 64) -> Model:
+        torch.manual_seed(seed)
+        module = _module(shape, len(tokenizer), context).eval()
+        return Model(module=module, tokenizer=tokenizer, config=ModelConfig(device="cpu"))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def llama(make_model) -> Any:
+    """A random Llama that tests only read."""
+    return make_model("llama")
+
+
+@pytest.fixture(scope="session", params=SHAPES)
+def model(request, make_model) -> Any:
+    """Each shape in turn, to be read only."""
+    return make_model(request.param)
