@@ -24,6 +24,7 @@ app = App(
     version=sordino.__version__,
     version_flags=["--version"],
     result_action="return_value",
+    suppress_keyboard_interrupt=False,  # answered below, with what to do next
 )
 
 Json = Annotated[bool, Parameter(negative="", help="Print the result as JSON on stdout.")]
@@ -176,7 +177,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except BrokenPipeError:
         return 0
     except KeyboardInterrupt:
-        _explain("Interrupted.", "Training goes on from its last checkpoint: `sordino train --resume RUN`.")
+        _explain("Interrupted.", "A training goes on from its last checkpoint with `sordino train --resume RUN`.")
         return 130
     except Exception:
         traceback.print_exc()

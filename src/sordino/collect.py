@@ -19,8 +19,9 @@ from sordino.signals import Statistics
 
 __all__ = ["collect", "token_statistics"]
 
-# Logits of one chunk should stay in the processor's cache, where reducing them is cheap.
-_CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 512 << 20, "mps": 256 << 20}
+# Logits of one chunk should stay in the processor's cache, where reducing them is cheap; but the
+# head's own weights are read again for each chunk, so it has no fewer rows than pay for that.
+_CHUNK_BYTES = {"cpu": 2 << 20, "cuda": 512 << 20, "mps": 256 << 20}
 _BATCH_TOKENS = {"cpu": 4096, "cuda": 32768, "mps": 16384}
 _FIELDS = ("logprob", "mean", "variance", "rank", "top")
 
@@ -39,14 +40,17 @@ def token_statistics(
     Source: Zhang et al. 2025 (Min-K%++), eq. 3; shifted sums as in the log-sum-exp trick.
     """
     x = logits if logits.dtype == torch.float64 else logits.float()
-    peak, top = x.max(dim=-1, keepdim=True)
-    x = x.sub_(peak) if not x.requires_grad else x - peak
+    ones = torch.ones(x.shape[1], dtype=x.dtype, device=x.device)
+    # Comparisons give floats, and sums are products with ones: on a CPU both are several times
+    # faster than booleans, sums of booleans and max with indices. Counts are exact below 2²⁴.
+    scratch = torch.empty_like(x)
+    x.sub_(x.amax(dim=-1, keepdim=True))
     at_target = x.gather(1, targets[:, None])
-    rank = (x > at_target).sum(dim=-1)
-    weight = x.exp()
-    s0 = weight.sum(dim=-1)
-    s1 = torch.linalg.vecdot(weight, x)
-    s2 = torch.linalg.vecdot(weight.mul_(x), x)
+    rank = torch.gt(x, at_target, out=scratch).mv(ones)
+    top = _top(x, scratch, ones)
+    s0 = torch.exp(x, out=scratch).mv(ones)
+    s1 = scratch.mul_(x).mv(ones)
+    s2 = scratch.mul_(x).mv(ones)
     broken = ~torch.isfinite(s2)
     if broken.any():
         # A logit of −∞ has weight 0, but 0·∞ is not 0 in floating point.
@@ -56,7 +60,17 @@ def token_statistics(
     log_s0 = s0.log()
     ratio = s1 / s0
     variance = (s2 / s0 - ratio**2).clamp_min(0)
-    return at_target[:, 0] - log_s0, ratio - log_s0, variance, rank, top[:, 0]
+    return at_target[:, 0] - log_s0, ratio - log_s0, variance, rank.long(), top
+
+
+def _top(x: Tensor, scratch: Tensor, ones: Tensor) -> Tensor:
+    """The first of the largest values (0) of each row of `x`."""
+    torch.ge(x, 0, out=scratch)
+    top = scratch.mv(torch.arange(len(ones), dtype=x.dtype, device=x.device)).long()
+    tied = scratch.mv(ones) != 1
+    if tied.any():
+        top[tied] = x[tied].argmax(dim=-1)
+    return top
 
 
 @dataclass(frozen=True)
@@ -177,6 +191,10 @@ def collect(model: Model, tokens: Sequence[Tokens], *, tick: Tick = lambda done:
     total = int(offsets[-1])
     out = {name: np.zeros(total, dtype=np.float32 if name in _FIELDS[:3] else np.int32) for name in _FIELDS}
     windows = list(_windows(tokens, model.context))
+    # Windows of prompt alone, and records too short to score, cost no pass.
+    idle = [w for w in windows if not tokens[w.record].target[w.first : w.stop].any()]
+    windows = [w for w in windows if tokens[w.record].target[w.first : w.stop].any()]
+    tick(_finished(idle, tokens))
     with model.active() as module:
         head = _Head(model, module)
         budget = _BATCH_TOKENS.get(model.device.type, 4096)
@@ -186,11 +204,16 @@ def collect(model: Model, tokens: Sequence[Tokens], *, tick: Tick = lambda done:
             where = np.concatenate([_targets(w, tokens[w.record], offsets) for w in chosen])
             for name, values in zip(_FIELDS, _reduce(model, head, ids, mask, scored), strict=True):
                 out[name][where] = values
-            tick(len({w.record for w in chosen if w.stop == len(tokens[w.record])}))
+            tick(_finished(chosen, tokens))
     none = [np.empty(0, dtype=np.int64)]
     position = np.concatenate([np.flatnonzero(t.target) for t in tokens] or none).astype(np.int32)
     token = np.concatenate([t.ids[t.target] for t in tokens] or none).astype(np.int32)
     return Statistics(offsets=offsets, position=position, token=token, **out)
+
+
+def _finished(windows: Sequence[_Window], tokens: Sequence[Tokens]) -> int:
+    """How many records have their last window among these."""
+    return sum(w.stop == len(tokens[w.record]) for w in windows)
 
 
 def _targets(window: _Window, item: Tokens, offsets: np.ndarray) -> np.ndarray:
@@ -206,7 +229,7 @@ def _reduce(model: Model, head: _Head, ids: np.ndarray, mask: np.ndarray, scored
     input_ids, selected = torch.from_numpy(ids).to(on), torch.from_numpy(scored).to(on)
     states = head.hidden(input_ids, torch.from_numpy(mask).to(on))[selected]
     targets = input_ids[:, 1:][selected[:, :-1]]
-    rows = max(16, _CHUNK_BYTES.get(on.type, 8 << 20) // (4 * head.vocabulary))
+    rows = max(64, _CHUNK_BYTES.get(on.type, 8 << 20) // (4 * head.vocabulary))
     parts: list[tuple[Tensor, ...]] = []
     for start in range(0, len(states), rows):
         logits = head.logits(states[start : start + rows])

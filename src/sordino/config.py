@@ -272,7 +272,7 @@ def _check_values(config: RunConfig) -> None:
         ("train.clip", train.clip, train.clip >= 0, "0 (none) or more"),
         ("train.max_length", train.max_length, train.max_length is None or train.max_length >= 8, "at least 8 tokens"),
         ("train.checkpoint_every", train.checkpoint_every, train.checkpoint_every >= 1, "at least 1 step"),
-        ("train.validate_every", train.validate_every, (train.validate_every or 1) >= 1, "at least 1 step"),
+        ("train.validate_every", train.validate_every, train.validate_every is None or train.validate_every >= 1, "at least 1 step"),
         ("method.rank", method.rank, method.rank >= 1, "at least 1"),
         ("method.alpha", method.alpha, method.alpha > 0, "above 0"),
         ("method.dropout", method.dropout, 0 <= method.dropout < 1, "0 to below 1"),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int32, Int64
+from jaxtyping import Float, Int32, Int64, Num
 
 from sordino.errors import RunError
 from sordino.run import write_folder
@@ -25,10 +25,13 @@ Scores = Float[np.ndarray, " records"]
 
 @dataclass(frozen=True)
 class Ragged:
-    """`values` (N) of all records in a row; record i has `values[offsets[i]:offsets[i + 1]]`."""
+    """`values` (N) of all records in a row; record i has `values[offsets[i]:offsets[i + 1]]`.
 
-    values: Float[np.ndarray, " N"]
-    offsets: Int64[np.ndarray, " records+1"]
+    `offsets` has one edge more than there are records.
+    """
+
+    values: Num[np.ndarray, " N"]
+    offsets: Int64[np.ndarray, " edges"]
 
     @property
     def counts(self) -> Int64[np.ndarray, " records"]:
@@ -69,13 +72,13 @@ class Ragged:
 class Statistics:
     """Statistics of N scored tokens of all records in a row (source: one forward pass a record).
 
-    `offsets` (records+1); `position` of each scored token in its record; `token` its id;
+    `offsets` (edges = records + 1); `position` of each scored token in its record; `token` its id;
     `logprob` ln p(token | before), `mean` μ = Σ p ln p and `variance` σ² = Σ p ln² p − μ² over the
     vocabulary (Zhang et al. 2025), all in nats; `rank` how many tokens are strictly more likely;
     `top` the most likely token.
     """
 
-    offsets: Int64[np.ndarray, " records+1"]
+    offsets: Int64[np.ndarray, " edges"]
     position: Int32[np.ndarray, " N"]
     token: Int32[np.ndarray, " N"]
     logprob: Float[np.ndarray, " N"]

@@ -91,7 +91,7 @@ def starter(path: Path, columns: Mapping[str, str]) -> str:
         text = f"  {key}: {value}"
         lines.append(f"{text:<21}# {_MEANING[key]}".rstrip(" #") if _MEANING[key] else text)
     name = "".join(c if c.isalnum() or c in "-_" else "-" for c in path.stem.lower()) or "run"
-    return _TEMPLATE.format(name=name, path=_quoted(str(path)), columns="\n".join(lines) + "\n")
+    return _TEMPLATE.format(name=_quoted(name), path=_quoted(str(path)), columns="\n".join(lines) + "\n")
 
 
 def _quoted(text: str) -> str:

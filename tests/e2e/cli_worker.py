@@ -11,7 +11,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Death", "preload", "run_cli"]
+__all__ = ["ENVIRONMENT", "Death", "preload", "run_cli"]
+
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "COLUMNS": "120",
+    "PYTHONWARNINGS": "error",
+}
 
 Death = tuple[str, int]
 """Where a process dies: a point of `_points`, and at which passage of it, from 1."""

@@ -11,14 +11,7 @@ from typing import Any
 
 import cli_worker
 import pytest
-
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "HF_HUB_OFFLINE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "COLUMNS": "120",
-    "PYTHONWARNINGS": "error",
-}
+from cli_worker import ENVIRONMENT
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ENVIRONMENT
+from cli_worker import ENVIRONMENT
 
 from sordino.config import load
 from sordino.records import SplitConfig
@@ -154,7 +154,7 @@ def wait_for_step(process: subprocess.Popen, folder: Path, wanted: int) -> Run:
 
 
 @pytest.mark.parametrize(("kind", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
-def test_a_signal_from_outside_at_a_random_step(kind, code, values, uninterrupted, sordino, tmp_path):
+def test_a_signal_from_outside_at_a_random_step(kind, code, values, uninterrupted, forked, tmp_path):
     config = tmp_path / "run.yaml"
     config.write_text(json.dumps(values))
     process = start(config, tmp_path)
@@ -168,7 +168,7 @@ def test_a_signal_from_outside_at_a_random_step(kind, code, values, uninterrupte
         assert "sordino train --resume" in err
     assert run.card.status == "training"
 
-    ended = sordino("train", "--resume", run.path, cwd=tmp_path)
+    ended = forked("train", "--resume", run.path, cwd=tmp_path)
     assert ended.code == 0, ended.err
     assert_same(run, uninterrupted)
 

@@ -1,9 +1,9 @@
 """Whatever the records: vectorised arithmetic on ragged rows equals naive loops."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -59,9 +59,7 @@ def test_ragged_equals_loops(rows, share):
 def test_select_equals_picking_rows(rows, data):
     chosen = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=10))
     picked = signals_of(rows).statistics.select(chosen)
-    assert np.split(picked.logprob, picked.offsets[1:-1])[: len(chosen)] == pytest.approx(
-        [np.array(rows[i]) for i in chosen]
-    )
+    assert picked.logprob.tolist() == [x for i in chosen for x in rows[i]]
     assert np.diff(picked.offsets).tolist() == [len(rows[i]) for i in chosen]
 
 
@@ -129,7 +127,7 @@ def test_search_counts_as_enumeration_does(drawn):
 
     def total(row):
         tokens = row[row >= 0]
-        return start[tokens[0]] + sum(table[a, b] for a, b in zip(tokens[:-1], tokens[1:], strict=True))
+        return start[tokens[0]] + sum(table[a, b] for a, b in pairwise(tokens))
 
     def following(paths, parent, token):
         assert (paths >= 0).all()

@@ -14,6 +14,7 @@ from importlib.metadata import entry_points
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from sordino.errors import AuditError, did_you_mean
 from sordino.serialize import View
@@ -143,7 +144,7 @@ def find(family: Family, name: str) -> Attack:
     return attacks[name]
 
 
-def check(signals: Signals, scores: Scores, attack: Attack) -> Scores:
+def check(signals: Signals, scores: ArrayLike, attack: Attack) -> Scores:
     """`scores` as float64; raises `AuditError` where they are not one finite number (or NaN) a record."""
     result = np.asarray(scores, dtype=np.float64)
     if result.shape != (len(signals),):

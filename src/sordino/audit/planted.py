@@ -9,6 +9,7 @@ from sordino.attacks.spaces import secret_space
 from sordino.audit.collecting import Collector
 from sordino.audit.evaluate import estimate
 from sordino.canaries import Canary
+from sordino.errors import RunError
 from sordino.evidence import digest
 from sordino.results import AuditPlan, CanaryLevel, encode
 
@@ -30,9 +31,12 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_canaries(collector: Collector) -> list[Canary]:
-    """The canaries planted in the run."""
-    data = (collector.run.private / "canaries.json").read_bytes()
-    return msgspec.json.decode(data, type=list[Canary])
+    """The canaries planted in the run; raises `RunError` where their manifest is missing or damaged."""
+    path = collector.run.private / "canaries.json"
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=list[Canary])
+    except (OSError, msgspec.DecodeError) as error:
+        raise RunError(f"The canaries in {path} are damaged: {error}.", "Restore the file.") from error
 
 
 def expose(collector: Collector, attack: Attack, plan: AuditPlan, examples: dict[str, "object"]) -> list[Found]:

@@ -67,7 +67,7 @@ def read_table(path: Path, source: str, file_format: str = "auto") -> Table:
         raise ConfigError(f"No data format named '{file_format}'.", hint)
     try:
         if not path.exists():
-            hint = "Check data.path; a relative path starts at the folder of the run file."
+            hint = "Check data.path; a relative path starts at the current folder."
             raise DataError(f"{source} does not exist.", hint)
         kind = _recognise(path, source) if file_format == "auto" else file_format
         _check_kind(path, source, kind)

@@ -23,7 +23,7 @@ from sordino.run import Run, write_folder
 from sordino.serialize import Serializer, Tokens, encode_all
 from sordino.train.loop import Monitor
 
-__all__ = ["Prepared", "create", "prepare", "serializer_for", "train_run"]
+__all__ = ["Prepared", "create", "fine_tune", "plan_of", "prepare", "serializer_for", "train_run"]
 
 Say = Callable[[str], None]
 _SILENT: Say = lambda text: None  # noqa: E731 - a named default reads better than a def
@@ -115,6 +115,11 @@ def create(config: RunConfig, prepared: Prepared) -> Run:
         )
     )
     return run
+
+
+def fine_tune(config: RunConfig, *, say: Say = _SILENT, monitor: Monitor = lambda progress, steps: None) -> Run:
+    """Read the records, draw the coins, plant the canaries and train, to a run folder under `config.out`."""
+    return train_run(create(config, prepare(config)), say=say, monitor=monitor)
 
 
 def _environment() -> dict[str, str]:

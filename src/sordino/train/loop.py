@@ -37,8 +37,9 @@ def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
 
 def _loss_sum(model: Model, batch: Batch) -> torch.Tensor:
     logits = model.module(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
     # Summed, not averaged: parts of a batch have different numbers of targets and weigh accordingly.
-    return cross_entropy(logits[:, :-1].flatten(0, 1).float(), batch.labels[:, 1:].flatten(), reduction="sum")
+    return cross_entropy(scores[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten(), reduction="sum")
 
 
 def validation_loss(model: Model, tokens: Sequence[Tokens], batch_size: int) -> float | None:
@@ -173,8 +174,9 @@ def train(
 ) -> Progress:
     """Tune `model`, from the last checkpoint of `run` if it has one; returns how far it came.
 
-    `tokens` are those to train on and those to validate with. On a CPU with the same number of threads, a run that was interrupted and resumed has the same
-    losses and weights, bit for bit, as one that was not. Ends with the weights `config.select` names.
+    `tokens` are those to train on and those to validate with. On a CPU with the same number of
+    threads, a run that was interrupted and resumed has the same losses and weights, bit for bit, as
+    one that was not. Ends with the weights that `config.select` names.
     Raises `TrainingError` where there is nothing to train on, or training cannot go on.
     """
     if not tokens[0]:

@@ -1,0 +1,175 @@
+"""What every membership attack must hold, whoever wrote it, and synthetic signals to hold it against."""
+
+import inspect
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+
+from sordino.attacks.base import Attack, check
+from sordino.signals import Signals, Statistics
+from sordino.stats import auc
+
+RECORDS, VOCABULARY = 200, 24
+LABELS = {"label", "labels", "member", "members", "included", "y", "truth", "role", "coins", "target"}
+MEMBER = np.arange(RECORDS) % 2 == 0
+
+
+def statistics(logits, tokens, lengths):
+    """Statistics (the definitions, plainly) of `logits` (N, V) that predict `tokens` (N)."""
+    logp = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    own, mean = logp[np.arange(len(tokens)), tokens], (np.exp(logp) * logp).sum(axis=1)
+    return Statistics(
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        position=np.concatenate([np.arange(1, n + 1) for n in lengths]).astype(np.int32),
+        token=tokens.astype(np.int32),
+        logprob=own,
+        mean=mean,
+        variance=(np.exp(logp) * (logp - mean[:, None]) ** 2).sum(axis=1),
+        rank=(logp > own[:, None]).sum(axis=1).astype(np.int32),
+        top=logp.argmax(axis=1).astype(np.int32),
+    )
+
+
+def synthetic(gain: float, seed: int = 0, lengths=None) -> Signals:
+    """Signals of a base model and of one tuned on `MEMBER` records, whose true tokens gained `gain` nats.
+
+    With gain 0 members and non-members are alike: the tuned model moved, but at random. Views of a
+    record (lower case and the like) are texts that nothing was tuned on.
+    """
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(30, 50, RECORDS) if lengths is None else np.asarray(lengths)
+    total, rows = int(lengths.sum()), np.repeat(np.arange(len(lengths)), lengths)
+    tokens, texts = rng.integers(0, VOCABULARY, total), []
+    for count in lengths:
+        texts.append("".join(map(chr, rng.integers(97, 123, 4 * int(count)))))
+    names = tuple(f"record-{i}" for i in range(len(lengths)))
+
+    def tuned(base, gained):
+        moved = base + 0.3 * rng.normal(size=base.shape)
+        moved[np.arange(len(base)), tokens] += gained * MEMBER[rows]
+        return moved
+
+    base = 1.5 * rng.normal(size=(total, VOCABULARY))
+    views = {}
+    for name in ("lowercase",):
+        bare = statistics(tuned(1.5 * rng.normal(size=base.shape), 0.0), tokens, lengths)
+        views[name] = Signals(record_ids=names, texts=[text.lower() for text in texts], statistics=bare)
+    reference = Signals(record_ids=names, texts=texts, statistics=statistics(base, tokens, lengths), views=views)
+    made = statistics(tuned(base, gain), tokens, lengths)
+    return Signals(record_ids=names, texts=texts, statistics=made, base=reference, views=views)
+
+
+def select(signals: Signals, chosen) -> Signals:
+    """The signals of some records, with their base and their views."""
+    return Signals(
+        record_ids=[signals.record_ids[i] for i in chosen],
+        texts=[signals.texts[i] for i in chosen],
+        statistics=signals.statistics.select(chosen),
+        base=None if signals.base is None else select(signals.base, chosen),
+        views={name: select(view, chosen) for name, view in signals.views.items()},
+    )
+
+
+def given(signals: Signals, attack: Attack) -> Signals:
+    """Only what the attack has said that it needs."""
+    missing = set(attack.views) - set(signals.views)
+    views = {name: signals.views[name] for name in attack.views if name not in missing}
+    # A view nobody here has heard of is, to the model, one more text that it was not tuned on.
+    views |= {name: signals.views["lowercase"] for name in missing}
+    return replace(signals, base=signals.base if attack.base else None, views=views)
+
+
+def scores(attack: Attack, signals: Signals):
+    """The attack's checked scores on what it has declared."""
+    allowed = given(signals, attack)
+    return check(allowed, attack(allowed), attack)
+
+
+def has_one_name(attack: Attack) -> None:
+    """File, function and attack have one name, and the file is short."""
+    path = Path(sys.modules[attack.run.__module__].__file__)
+    assert path.stem == attack.run.__name__ == attack.name
+    assert attack.name.isidentifier()
+    assert attack.name == attack.name.lower()
+    assert len(path.read_text(encoding="utf-8").splitlines()) < 60
+
+
+def says_what_it_is(attack: Attack) -> None:
+    """A first sentence for the report, a paper with its year, and what the adversary must see."""
+    assert attack.summary.endswith(".")
+    assert 20 <= len(attack.summary) <= 200
+    assert any(str(year) in attack.paper for year in range(2015, 2035))
+    assert attack.access
+
+
+def sees_no_labels(attack: Attack) -> None:
+    """Signals go in, keyword parameters with defaults tune it, and none of them is a label."""
+    first, *rest = inspect.signature(attack.run).parameters.values()
+    assert first.annotation in (Signals, "Signals")
+    assert all(p.kind is p.KEYWORD_ONLY and p.default is not p.empty for p in rest)
+    assert not LABELS & {p.name for p in (first, *rest)}
+    assert not LABELS & {f.name for f in fields(Signals)}
+
+
+def gives_one_float_a_record(attack: Attack) -> None:
+    """float64 (n,), NaN for records without tokens and for no others, the same every time."""
+    lengths = np.array([0, 1, 2, 0, 40, 7, 0])
+    signals = synthetic(1.0, lengths=lengths)
+    raw = attack(given(signals, attack))
+    assert (raw.dtype, raw.shape) == (np.dtype(np.float64), (len(lengths),))
+    found = scores(attack, signals)
+    assert np.isnan(found).tolist() == (lengths == 0).tolist()
+    np.testing.assert_array_equal(scores(attack, signals), found)
+
+
+def stays_finite(attack: Attack) -> None:
+    """A record known by heart, and one that is as good as impossible, have finite scores too."""
+    signals = synthetic(1.0, lengths=[20, 20, 20])
+    s = signals.statistics
+    logprob, mean, variance, rank = (x.copy() for x in (s.logprob, s.mean, s.variance, s.rank))
+    logprob[:20] = mean[:20] = variance[:20] = 0.0
+    rank[:20] = 0
+    logprob[20:40], rank[20:40] = -1e4, VOCABULARY - 1
+    extreme = replace(s, logprob=logprob, mean=mean, variance=variance, rank=rank)
+    assert np.isfinite(scores(attack, replace(signals, statistics=extreme))).all()
+
+
+def keeps_order(attack: Attack) -> None:
+    """Records permuted, scores permuted; and a record's score does not depend on its company."""
+    signals = synthetic(1.0)
+    order = np.random.default_rng(1).permutation(RECORDS).tolist()
+    found = scores(attack, signals)
+    np.testing.assert_allclose(scores(attack, select(signals, order)), found[order], rtol=1e-9)
+    np.testing.assert_allclose(scores(attack, select(signals, [7])), found[[7]], rtol=1e-9)
+
+
+def finds_members(attack: Attack) -> None:
+    """Positive control: members whose tokens became likelier score higher."""
+    assert auc(scores(attack, synthetic(2.0)), MEMBER) >= 0.8
+
+
+def by_chance(value: float) -> bool:
+    """Whether an AUC is within 4 standard errors of ½ (exact under the null: (n + 1)/(12 n₁ n₀))."""
+    return abs(value - 0.5) <= 4 * np.sqrt((RECORDS + 1) / (12 * MEMBER.sum() * (~MEMBER).sum()))
+
+
+def finds_nothing_where_nothing_is(attack: Attack) -> None:
+    """Negative controls: a model that learned nothing of members, and an untuned one."""
+    for seed in (1, 2, 3):
+        signals = synthetic(0.0, seed)
+        assert by_chance(auc(scores(attack, signals), MEMBER))
+        assert by_chance(auc(scores(attack, replace(signals, statistics=signals.base.statistics)), MEMBER))
+
+
+MEMBERSHIP_CHECKS = (
+    has_one_name,
+    says_what_it_is,
+    sees_no_labels,
+    gives_one_float_a_record,
+    stays_finite,
+    keeps_order,
+    finds_members,
+    finds_nothing_where_nothing_is,
+)
