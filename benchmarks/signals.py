@@ -89,7 +89,13 @@ def plain(models: Sequence[Model], views: Sequence[list[Tokens]]) -> None:
 def apart(models: Sequence[Model], views: Sequence[list[Tokens]]) -> None:
     """C: one forward per attack and record, each score's pass its own."""
     tuned, base, lower = models
-    needs = {"zlib": [tuned], "loss": [tuned], "min_k": [tuned], "min_k_plus_plus": [tuned], "lowercase": [tuned, lower]}
+    needs = {
+        "zlib": [tuned],
+        "loss": [tuned],
+        "min_k": [tuned],
+        "min_k_plus_plus": [tuned],
+        "lowercase": [tuned, lower],
+    }
     needs |= {name: [tuned, base] for name in ("reference", "reference_ratio", "error_zone", "windows")}
     for passes in needs.values():
         for number, model in enumerate(passes):
@@ -135,7 +141,9 @@ def main() -> None:
     arguments = parser.parse_args()
     rounds = 3 if arguments.quick else arguments.rounds
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {rounds} interleaved rounds, medians\n")
-    print("| setting | tokens a pass | seconds | fused + 9 scores / 3 plain passes | one forward an attack and record / fused |")
+    print(
+        "| setting | tokens a pass | seconds | fused + 9 scores / plain passes | a forward an attack and record / fused |"
+    )
     print("|---|---|---|---|---|")
     for name in SETTINGS:
         if arguments.only and arguments.only not in name:

@@ -70,9 +70,7 @@ def main() -> None:
     tokens, seconds = train(model, tokenizer, arguments)
     figures = {
         "public": perplexity(model, tokenizer, list(public_corpus(HELD_OUT_SEED, 2000))),
-        "private": perplexity(
-            model, tokenizer, [ticket.text for ticket in private_corpus(PRIVATE_SEED, 500)]
-        ),
+        "private": perplexity(model, tokenizer, [ticket.text for ticket in private_corpus(PRIVATE_SEED, 500)]),
     }
     print(f"perplexity per token: {figures}")
     save(model, tokenizer, arguments.out)
@@ -82,9 +80,7 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line; the defaults are what the bundled files were made with."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=TINY, help="folder to write")
     parser.add_argument("--seed", type=int, default=0, help="of weights and batch order")
     parser.add_argument("--steps", type=int, default=5000)
@@ -137,9 +133,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def batches(
-    tokenizer: PreTrainedTokenizerFast, texts: Iterator[str], size: int, seed: int
-) -> Iterator[torch.Tensor]:
+def batches(tokenizer: PreTrainedTokenizerFast, texts: Iterator[str], size: int, seed: int) -> Iterator[torch.Tensor]:
     """Yield (size, length) batches of `<s> text </s>`, padded, of texts of like length, in random order."""
     rng = random.Random(seed)
     while block := list(itertools.islice(texts, size * 50)):
@@ -164,9 +158,7 @@ def token_losses(model: LlamaForCausalLM, ids: torch.Tensor) -> tuple[torch.Tens
     logits = model(input_ids=ids[:, :-1], use_cache=False).logits
     labels = ids[:, 1:]
     pad = model.config.pad_token_id
-    total = functional.cross_entropy(
-        logits.flatten(0, 1), labels.flatten(), ignore_index=pad, reduction="sum"
-    )
+    total = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=pad, reduction="sum")
     return total, int((labels != pad).sum())
 
 
@@ -232,9 +224,7 @@ def describe(arguments: argparse.Namespace, tokens: int, seconds: float, figures
         texts=arguments.steps * arguments.batch,
         minutes=seconds / 60,
         table=table,
-        versions=", ".join(
-            f"{name} {version(name)}" for name in ("torch", "transformers", "tokenizers", "faker")
-        ),
+        versions=", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "tokenizers", "faker")),
         **figures,
     )
 

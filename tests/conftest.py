@@ -11,9 +11,7 @@ from typing import Any
 import pytest
 from jaxtyping import install_import_hook
 
-os.environ.update(
-    HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1"
-)
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
 # Before anything of Sordino is imported: the types and shapes in its signatures are checked on every
 # call; as for mypy, an int is a float (PEP 484). Not in `stats`, which checks its arguments itself, in
 # words: its tests hand it wrong ones on purpose.

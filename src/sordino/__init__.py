@@ -1,11 +1,11 @@
 """Fine-tune language models on private data, and know what leaked.
 
-    import sordino
+import sordino
 
-    run = sordino.fine_tune(sordino.load_config("run.yaml"))
-    report = sordino.audit_run(run)
-    print(report.verdict.headline, report.metrics["membership.auc"])
-    sordino.write_report(run)
+run = sordino.fine_tune(sordino.load_config("run.yaml"))
+report = sordino.audit_run(run)
+print(report.verdict.headline, report.metrics["membership.auc"])
+sordino.write_report(run)
 """
 
 import importlib

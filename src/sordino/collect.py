@@ -23,6 +23,10 @@ __all__ = ["collect", "token_statistics"]
 # head's own weights are read again for each chunk, so it has no fewer rows than pay for that.
 _CHUNK_BYTES = {"cpu": 2 << 20, "cuda": 512 << 20, "mps": 256 << 20}
 _BATCH_TOKENS = {"cpu": 4096, "cuda": 32768, "mps": 16384}
+# Settings by which known architectures change logits after the head.
+_AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+# Nats below the most likely token at which a token counts as impossible.
+_IMPOSSIBLE = 1e4
 _FIELDS = ("logprob", "mean", "variance", "rank", "top")
 
 Tick = Callable[[int], None]
@@ -41,30 +45,37 @@ def token_statistics(
     """
     x = logits if logits.dtype == torch.float64 else logits.float()
     ones = torch.ones(x.shape[1], dtype=x.dtype, device=x.device)
+
+    def total(values: Tensor) -> Tensor:
+        return values.mv(ones) if x.device.type == "cpu" else values.sum(dim=-1)
+
     # Comparisons give floats, and sums are products with ones: on a CPU both are several times
     # faster than booleans, sums of booleans and max with indices. Counts are exact below 2²⁴.
     scratch = torch.empty_like(x)
     x.sub_(x.amax(dim=-1, keepdim=True))
     at_target = x.gather(1, targets[:, None])
-    rank = torch.gt(x, at_target, out=scratch).mv(ones)
+    rank = total(torch.gt(x, at_target, out=scratch))
     top = _top(x, scratch, ones)
-    s0 = torch.exp(x, out=scratch).mv(ones)
-    s1 = scratch.mul_(x).mv(ones)
-    s2 = scratch.mul_(x).mv(ones)
+    s0 = total(torch.exp(x, out=scratch))
+    s1 = total(scratch.mul_(x))
+    s2 = total(scratch.mul_(x))
     broken = ~torch.isfinite(s2)
     if broken.any():
         # A logit of −∞ has weight 0, but 0·∞ is not 0 in floating point.
-        finite = x[broken].clamp_min(-1e4)
+        finite = x[broken].clamp_min(-_IMPOSSIBLE)
         weight = finite.exp()
         s1[broken], s2[broken] = (weight * finite).sum(-1), (weight * finite**2).sum(-1)
     log_s0 = s0.log()
     ratio = s1 / s0
     variance = (s2 / s0 - ratio**2).clamp_min(0)
-    return at_target[:, 0] - log_s0, ratio - log_s0, variance, rank.long(), top
+    # An impossible target stays a number that scores can be computed with.
+    return at_target[:, 0].clamp_min(-_IMPOSSIBLE) - log_s0, ratio - log_s0, variance, rank.long(), top
 
 
 def _top(x: Tensor, scratch: Tensor, ones: Tensor) -> Tensor:
     """The first of the largest values (0) of each row of `x`."""
+    if x.device.type != "cpu":
+        return x.argmax(dim=-1)
     torch.ge(x, 0, out=scratch)
     top = scratch.mv(torch.arange(len(ones), dtype=x.dtype, device=x.device)).long()
     tied = scratch.mv(ones) != 1
@@ -105,9 +116,11 @@ class _Head:
     """
 
     def __init__(self, model: Model, module: Any) -> None:
-        self.module, self.head = module, _head_of(module)
+        self.module, self.head, self.exact = module, _head_of(module), False
         self.vocabulary = int(module.config.get_text_config().vocab_size)
-        self.exact = self._agrees(model.device)
+        config = module.config.get_text_config()
+        capped = any(getattr(config, name, None) for name in _AFTER_HEAD)
+        self.exact = not capped and self._agrees(model.device)
 
     def hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Hidden states (B, T, d), or logits (B, T, V) where the head cannot be split off."""

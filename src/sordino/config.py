@@ -262,6 +262,7 @@ def _check_keys(values: Mapping[str, Any], kind: type, prefix: str) -> None:
 
 def _check_values(config: RunConfig) -> None:
     train, method, split, audit = config.train, config.method, config.split, config.audit
+    every = train.validate_every
     rules: tuple[tuple[str, Any, bool, str], ...] = (
         ("train.epochs", train.epochs, train.epochs >= 1, "at least 1"),
         ("train.batch_size", train.batch_size, train.batch_size >= 1, "at least 1"),
@@ -272,7 +273,7 @@ def _check_values(config: RunConfig) -> None:
         ("train.clip", train.clip, train.clip >= 0, "0 (none) or more"),
         ("train.max_length", train.max_length, train.max_length is None or train.max_length >= 8, "at least 8 tokens"),
         ("train.checkpoint_every", train.checkpoint_every, train.checkpoint_every >= 1, "at least 1 step"),
-        ("train.validate_every", train.validate_every, train.validate_every is None or train.validate_every >= 1, "at least 1 step"),
+        ("train.validate_every", every, every is None or every >= 1, "at least 1 step"),
         ("method.rank", method.rank, method.rank >= 1, "at least 1"),
         ("method.alpha", method.alpha, method.alpha > 0, "above 0"),
         ("method.dropout", method.dropout, 0 <= method.dropout < 1, "0 to below 1"),

@@ -117,29 +117,41 @@ class Serializer:
         """A digest of everything but the records that decides about tokens."""
         template = self.tokenizer.chat_template or ""
         backend = self.tokenizer.backend_tokenizer.to_str()
-        return digest(backend, str(template), str(self.max_length), self.too_long, "bos+eos/1")
+        return digest(backend, str(template), str(self.max_length), self.too_long, "bos+eos/2")
 
     def render(self, record: Record, view: View | None = None) -> tuple[str, list[tuple[int, int]]]:
         """The text of a record and the character spans of its targets."""
         messages = record.messages
         if view is not None:
             messages = tuple(Message(m.role, view(m.content)) for m in messages)
-        chat = messages[0].role not in ("text", "prompt", "completion")
-        if chat and self.tokenizer.chat_template:
+        if self.templated(record):
             return _render_template(messages, self.tokenizer)
         return render_plain(messages)
+
+    def tokenize(self, text: str, *, template: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of `text` and their character spans; without `template`, control tokens are just text.
+
+        A record that says "</s>" means those characters; only a chat template writes control tokens.
+        """
+        encoded = self.tokenizer(
+            text,
+            add_special_tokens=False,
+            split_special_tokens=not template,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        return list(encoded["input_ids"]), [(start, stop) for start, stop in encoded["offset_mapping"]]
+
+    def templated(self, record: Record) -> bool:
+        """Whether the tokenizer's chat template renders `record`."""
+        chat = record.messages[0].role not in ("text", "prompt", "completion")
+        return chat and bool(self.tokenizer.chat_template)
 
     def encode(self, record: Record, view: View | None = None) -> Tokens:
         """The record as tokens; raises `DataError` where it is too long and `too_long` is `refuse`."""
         text, spans = self.render(record, view)
-        encoded = self.tokenizer(
-            text,
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            verbose=False,
-            return_attention_mask=False,
-        )
-        ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
+        ids, offsets = self.tokenize(text, template=self.templated(record))
         inside = np.zeros(len(text) + 1, dtype=bool)
         for start, stop in spans:
             inside[start:stop] = True

@@ -4,16 +4,20 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from sordino.commands import exit_code
+from sordino.results import Estimate, Requirement
 from sordino.run import Run
 
 FLAGS = (
-    "--train.epochs", "6", "--train.batch_size", "8", "--train.learning_rate", "2e-2", "--train.max_length", "40",
+    "--train.epochs", "4", "--train.batch_size", "16", "--train.learning_rate", "2e-2", "--train.max_length", "40",
     "--canaries.per_level", "2", "--canaries.levels", "[1, 16]", "--canaries.digits", "2",
-    "--split.candidates", "0.6", "--audit.shuffles", "199", "--audit.prefix_tokens", "12",
+    "--split.candidates", "0.4", "--split.near_duplicates", "0", "--audit.token_forwards", "2000",
+    "--audit.shuffles", "99", "--audit.prefix_tokens", "12",
     "--audit.suffix_tokens", "6", "--model.device", "cpu",
 )  # fmt: skip
 
@@ -122,7 +126,7 @@ def test_the_table_and_the_report(desk, trained, audited, sordino):
     page = sordino("report", cwd=desk)  # the newest run, since none is named
     assert page.code == 0 and page.out == f"runs/{trained.path.name}/report.html\n"
     html = (trained.path / "report.html").read_text()
-    assert "<script" not in html and "http-equiv" not in html and trained.path.name in html
+    assert "<script" not in html and "default-src 'none'" in html and trained.path.name in html
     other = sordino("report", trained.path, "--reveal", "--out", "shown.html", cwd=desk)
     assert other.code == 0 and other.out == "shown.html\n"
     assert (desk / "shown.html").stat().st_mode & 0o777 == 0o600
@@ -132,12 +136,9 @@ def test_the_table_and_the_report(desk, trained, audited, sordino):
 @pytest.mark.parametrize(
     ("requirements", "code"),
     [
-        (["membership.auc >= 0"], None),
         (["membership.auc <= 1", "utility.perplexity <= 1e9"], None),
-        (["utility.perplexity < 1"], 3),
         (["membership.auc >= 0", "utility.perplexity <= 1", "membership.tpr@0.001fpr <= 1"], 3),
-        (["membership.tpr@0.001fpr <= 1"], 4),
-        (["membership.tpr@0.00001fpr <= 1"], 4),
+        (["membership.tpr@0.002fpr <= 1"], 4),
         (["straddling"], 4),
     ],
     ids=lambda v: "; ".join(v) if isinstance(v, list) else str(v),
@@ -154,26 +155,12 @@ def test_exit_codes_say_how_the_requirements_went(desk, trained, audited, forked
     assert [r["text"] for r in json.loads(ended.out)["requirements"]] == texts
 
 
-def test_all_met_and_a_clear_verdict_is_zero():
-    from dataclasses import replace
-
-    from sordino.commands import exit_code
-    from sordino.results import Estimate, Requirement, Verdict
-
-    figure = Estimate(value=0.5, low=0.4, high=0.6, n=9, method="m")
-    requirement = {
-        s: Requirement(text="t", status=s, estimate=figure, finding="f") for s in ("met", "failed", "inconclusive")
-    }
-
-    class Report:
-        requirements: tuple = ()
-        verdict = Verdict(state="leaks", headline="h", reasons=())
+def test_every_combination_of_verdict_and_requirements_has_its_code(trained, audited):
+    report, figure = trained.audit, Estimate(value=0.5, low=0.4, high=0.6, n=9, method="m")
 
     def code(state: str, *statuses: str) -> int:
-        report = Report()
-        report.requirements = tuple(requirement[s] for s in statuses)
-        report.verdict = replace(Report.verdict, state=state)
-        return exit_code.__wrapped__(report) if hasattr(exit_code, "__wrapped__") else exit_code(report)
+        requirements = tuple(Requirement(text="t", status=s, estimate=figure, finding="f") for s in statuses)
+        return exit_code(replace(report, verdict=replace(report.verdict, state=state), requirements=requirements))
 
     assert [code("leaks"), code("no leak found"), code("no leak found", "met", "met")] == [0, 0, 0]
     assert [code("inconclusive"), code("invalid split"), code("leaks", "inconclusive")] == [4, 4, 4]
@@ -201,7 +188,7 @@ def test_a_dry_run_reads_no_weights(desk, small_model, forked, tmp_path):
     counts = json.loads((desk / "trained.json").read_text())
     assert {k: plan[k] for k in counts["data"]["counts"]} == counts["data"]["counts"]
     assert plan["steps"] == counts["training"]["step"]
-    assert plan["tokens an epoch"] * 6 == counts["training"]["tokens"]
+    assert plan["tokens an epoch"] * 4 == counts["training"]["tokens"]
     assert (plan["parameters"], plan["trainable"]) == (counts["model"]["parameters"], counts["model"]["trainable"])
     assert len(list((desk / "runs").iterdir())) == 1
     words = forked("train", "run.yaml", *FLAGS, "--model.path", model, "--dry-run", cwd=desk)
@@ -334,7 +321,7 @@ def edit_config(run: Path) -> None:
         "no canaries", "no private", "no weights", "signals",
     ],
 )  # fmt: skip
-def test_a_run_edited_by_hand_is_refused(desk, trained, audited, forked, tmp_path, edit, texts):
+def test_a_run_edited_by_hand_is_refused(desk, trained, audited, forked, tmp_path, edit, texts):  # noqa: PLR0917
     run = Path(shutil.copytree(trained.path, tmp_path / "run"))
     edit(run)
     explained(forked("audit", run, cwd=tmp_path), *texts)

@@ -83,9 +83,7 @@ def _long_and_hostile(fixture):
         "<img src=https://example.invalid/x onerror=document.title=1><script>document.title=2</script>",
     )
     report, text = fixture.report(), f"{long} {bad}"
-    odd = replace(
-        report.attempts[0], summary=text, paper=text, access=long, parameters={long: long}, notes=(text,)
-    )
+    odd = replace(report.attempts[0], summary=text, paper=text, access=long, parameters={long: long}, notes=(text,))
     report = replace(
         report,
         run=long,
@@ -102,9 +100,7 @@ def _long_and_hostile(fixture):
         metrics={**report.metrics, long: report.metrics["membership.auc"]},
     )
     card = replace(fixture.card(), config={long: {long: [long, bad]}})
-    return render_html(
-        report, card, [Excerpt(record_id=text, prefix=long, suffix=text, base_hit=False)], reveal=True
-    )
+    return render_html(report, card, [Excerpt(record_id=text, prefix=long, suffix=text, base_hit=False)], reveal=True)
 
 
 @pytest.fixture(scope="module")
@@ -123,9 +119,7 @@ def pages(tmp_path_factory):
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     if not (CHROMIUM.exists() and DRIVER.exists()):
-        missing = (
-            f"{CHROMIUM} and {DRIVER} are needed to look at a page: apt-get install chromium chromium-driver"
-        )
+        missing = f"{CHROMIUM} and {DRIVER} are needed to look at a page: apt-get install chromium chromium-driver"
         if os.environ.get("CI"):
             pytest.fail(missing)
         pytest.skip(missing)

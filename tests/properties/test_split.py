@@ -19,9 +19,7 @@ seeds = st.integers(0, 2**64)
 
 def place(chosen, threshold, seed):
     """(role, included, group) of each row, by the rule alone: small data have too few coins for an audit."""
-    records = [
-        Record(id=str(n), messages=(Message("text", t),), unit=str(u)) for n, (u, t) in enumerate(chosen)
-    ]
+    records = [Record(id=str(n), messages=(Message("text", t),), unit=str(u)) for n, (u, t) in enumerate(chosen)]
     config = SplitConfig(candidates=0.6, validation=0.2, near_duplicates=threshold)
     groups, placements = _place(records, config, seed)
     return [(*placements.get(group, ("excluded", False)), group) for group in groups]
@@ -81,9 +79,7 @@ def test_near_duplicates_are_exact(chosen, threshold):
 def test_the_public_split_follows_the_rule(chosen, seed):
     """With enough lone units added for an audit, `split` says of every row what the rule says."""
     padded = chosen + [(100 + n, f"filler {n:05d} {n * 7919}") for n in range(150)]
-    records = tuple(
-        Record(id=str(n), messages=(Message("text", t),), unit=str(u)) for n, (u, t) in enumerate(padded)
-    )
+    records = tuple(Record(id=str(n), messages=(Message("text", t),), unit=str(u)) for n, (u, t) in enumerate(padded))
     made = split(
         Dataset(records=records, unit_kind="record", notices=(), source="x"),
         SplitConfig(candidates=0.6, validation=0.2),

@@ -42,12 +42,8 @@ ATTACKS = {  # name: (separation in standard deviations, on the base; summary; p
 }  # fmt: skip
 
 
-def _estimate(
-    value: float, half: float, method: str = "DeLong", low: float = 0.0, high: float = 1.0
-) -> Estimate:
-    return Estimate(
-        value=value, low=max(low, value - half), high=min(high, value + half), n=2 * N, method=method
-    )
+def _estimate(value: float, half: float, method: str = "DeLong", low: float = 0.0, high: float = 1.0) -> Estimate:
+    return Estimate(value=value, low=max(low, value - half), high=min(high, value + half), n=2 * N, method=method)
 
 
 def _scores(separation: float, seed: int) -> tuple[Curve, float]:
@@ -68,9 +64,7 @@ def _figures(curve: Curve, auc: float) -> dict[str, Estimate]:
         reached = max((t for f, t in zip(curve.fpr, curve.tpr, strict=True) if f <= fpr), default=0.0)
         half = 1.96 * math.sqrt(max(reached * (1 - reached), 0.004) / N)
         figures[f"realised fpr@{fpr}fpr"] = _estimate(fpr * 1.1, fpr * 0.6, "Clopper–Pearson")
-        figures[f"tpr@{fpr}fpr"] = _estimate(
-            reached, half, "Clopper–Pearson, threshold from a disjoint split"
-        )
+        figures[f"tpr@{fpr}fpr"] = _estimate(reached, half, "Clopper–Pearson, threshold from a disjoint split")
     figures["tpr@0.001fpr"] = Estimate(
         value=None,
         low=0.0,
@@ -100,9 +94,7 @@ def _attempt(name: str, strength: float, seed: int) -> Attempt:
         coins=2 * N,
         roc=roc,
         control_roc=control_roc,
-        notes=("31 records are shorter than 8 tokens; their scores rest on few tokens.",)
-        if name == "min_k"
-        else (),
+        notes=("31 records are shorter than 8 tokens; their scores rest on few tokens.",) if name == "min_k" else (),
     )
 
 
@@ -137,9 +129,7 @@ def _level(repetitions: int, strength: float) -> CanaryLevel:
     means = [float(np.mean(values)) for values in (inside, outside)]
     halves = [float(2.07 * np.std(values) / math.sqrt(count)) for values in (inside, outside)]
     included, left_out = (
-        Estimate(
-            value=mean, low=max(mean - half, 0.0), high=mean + half, n=count, method="bootstrap over canaries"
-        )
+        Estimate(value=mean, low=max(mean - half, 0.0), high=mean + half, n=count, method="bootstrap over canaries")
         for mean, half in zip(means, halves, strict=True)
     )
     return CanaryLevel(
@@ -348,9 +338,7 @@ def report(state: str = "leaks") -> AuditReport:
         status = "supported" if state == "no leak found" else "unresolved"
         evidence = "Eight membership attacks; see their intervals."
         claims = (replace(claims[0], evidence=evidence, status=status), *claims[1:])
-    return replace(
-        base, claims=claims, verdict=_verdict(state), gates=gates, requirements=_requirements(base)
-    )
+    return replace(base, claims=claims, verdict=_verdict(state), gates=gates, requirements=_requirements(base))
 
 
 def card() -> RunCard:

@@ -7,9 +7,28 @@ from sklearn.kernel_ridge import KernelRidge
 
 from sordino.audit.blind import _kernel, _predictors, blind_baseline
 
-WORDS = (
-    ["the", "our", "a", "your", "order", "card", "plan", "late", "green", "blue", "sent", "lost", "paid", "asked", "wrote", "called", "agreed", "city", "street", "door"]
-)
+WORDS = [
+    "the",
+    "our",
+    "a",
+    "your",
+    "order",
+    "card",
+    "plan",
+    "late",
+    "green",
+    "blue",
+    "sent",
+    "lost",
+    "paid",
+    "asked",
+    "wrote",
+    "called",
+    "agreed",
+    "city",
+    "street",
+    "door",
+]
 
 
 def texts(rng, count, extra=()):

@@ -191,9 +191,7 @@ def test_every_symbol_of_the_grammar_leads_somewhere_and_every_section_is_used()
 
 def test_grammar_engine(tmp_path):
     path = tmp_path / "small.grammar"
-    path.write_text(
-        "# note\n[s]\n{x} (a|b (c|)), {k}-{k}.\n[x]\nany\n[x.t]\ntopic\n[x.t@v]\nvoice\n[k]\n1\n2\n"
-    )
+    path.write_text("# note\n[s]\n{x} (a|b (c|)), {k}-{k}.\n[x]\nany\n[x.t]\ntopic\n[x.t@v]\nvoice\n[k]\n1\n2\n")
     rules = parse_rules(path)
 
     def texts(topic: str, voice: str) -> set[str]:

@@ -190,9 +190,7 @@ def test_empty_records_are_counted(tmp_path):
     data = dataset(tmp_path, rows)
     assert (len(data.records), notices(data)["empty-records"]) == (1, 2)
     message = refused(tmp_path, [{"text": ""}, {"text": "\t"}])
-    assert message.startswith(
-        "data.jsonl holds no usable record: all 2 are empty. They were read as text 'text'"
-    )
+    assert message.startswith("data.jsonl holds no usable record: all 2 are empty. They were read as text 'text'")
 
 
 def test_unread_keys_of_messages_are_counted(tmp_path):
@@ -279,9 +277,7 @@ def test_fingerprint_is_of_the_set():
 
 def test_digests_tell_roles_apart_and_stay_the_same():
     assert content_digest([Message("text", "a")]) != content_digest([Message("prompt", "a")])
-    assert content_digest([Message("text", "ab")]) != content_digest(
-        [Message("text", "a"), Message("text", "b")]
-    )
+    assert content_digest([Message("text", "ab")]) != content_digest([Message("text", "a"), Message("text", "b")])
     # A published value: ids of old runs must not change under a new version.
     assert content_digest([Message("text", "Hello")]) == "569d5a150fa7baefd94ed16b30f87a6b"
 

@@ -34,9 +34,7 @@ def test_json_lines(tmp_path):
     assert read.blank == 1
 
 
-@pytest.mark.parametrize(
-    "content", ['[{"text": "one"},\n {"text": "two"}]', '{"text": "one"}\n{"text": "two"}']
-)
+@pytest.mark.parametrize("content", ['[{"text": "one"},\n {"text": "two"}]', '{"text": "one"}\n{"text": "two"}'])
 def test_json_suffix_is_lines_or_an_array(tmp_path, content):
     rows = table(tmp_path, "a.json", content).rows
     assert [row.values["text"] for row in rows] == ["one", "two"]
@@ -172,20 +170,14 @@ def test_folder_has_a_record_a_file(tmp_path):
 
 
 def test_bad_folders(tmp_path):
-    with pytest.raises(
-        DataError, match=r"notes holds no text file among its 0 entries\. A folder is read as one"
-    ):
+    with pytest.raises(DataError, match=r"notes holds no text file among its 0 entries\. A folder is read as one"):
         read_table(tmp_path, "notes")
     (tmp_path / "a.txt").write_bytes(b"one\n\xff")
     with pytest.raises(DataError, match=r"notes/a.txt, line 2: invalid UTF-8"):
         read_table(tmp_path, "notes")
-    with pytest.raises(
-        DataError, match=r"notes is a folder, but the format csv reads one file\. Name a file"
-    ):
+    with pytest.raises(DataError, match=r"notes is a folder, but the format csv reads one file\. Name a file"):
         read_table(tmp_path, "notes", "csv")
-    with pytest.raises(
-        DataError, match=r"a.txt is not a folder, which the format text-folder reads\. Set data"
-    ):
+    with pytest.raises(DataError, match=r"a.txt is not a folder, which the format text-folder reads\. Set data"):
         read_table(tmp_path / "a.txt", "a.txt", "text-folder")
 
 

@@ -8,9 +8,7 @@ import pytest
 from sordino.records import DataConfig, SplitConfig, load, read, save, split
 
 DATA = Path(os.environ.get("SORDINO_DATA", Path(__file__).parents[3] / "shared")) / "data"
-pytestmark = pytest.mark.skipif(
-    not DATA.is_dir(), reason="needs the shared data: set SORDINO_DATA to its folder"
-)
+pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="needs the shared data: set SORDINO_DATA to its folder")
 
 
 @pytest.mark.parametrize(
@@ -39,7 +37,5 @@ def test_real_data(tmp_path, config, records, units):
 def test_fields_arrive_whole():
     sms = read(DataConfig(path="classification/sms_spam.tsv", text="SMS"), DATA)
     assert any(record.messages[0].content.startswith('"Wen u miss someone') for record in sms.records)
-    notes = read(
-        DataConfig(path="medical/mts_dialog_train.csv", prompt="dialogue", completion="section_text"), DATA
-    )
+    notes = read(DataConfig(path="medical/mts_dialog_train.csv", prompt="dialogue", completion="section_text"), DATA)
     assert "\n" in notes.records[0].messages[0].content

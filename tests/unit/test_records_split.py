@@ -14,9 +14,7 @@ WORDS = [f"w{n}" for n in range(4000)]
 
 def dataset(*rows):
     """A data set of (unit, text); records are numbered."""
-    records = tuple(
-        Record(id=str(n), messages=(Message("text", t),), unit=u) for n, (u, t) in enumerate(rows)
-    )
+    records = tuple(Record(id=str(n), messages=(Message("text", t),), unit=u) for n, (u, t) in enumerate(rows))
     return Dataset(records=records, unit_kind="record", notices=(), source="x")
 
 
@@ -105,10 +103,7 @@ def test_equal_texts_share_a_coin_even_without_near_duplicates(config):
     for first, second in zip(made.examples[::2], made.examples[1::2], strict=True):
         assert (second.role, second.included, second.group) == (first.role, first.included, first.record.unit)
     assert notices(made)["near-duplicates"].count == 300
-    assert (
-        notices(made)["near-duplicates"].message
-        == "300 units form 150 clusters of duplicates, each with one coin."
-    )
+    assert notices(made)["near-duplicates"].message == "300 units form 150 clusters of duplicates, each with one coin."
 
 
 def test_near_duplicates_join_the_oldest_unit():

@@ -21,9 +21,7 @@ SPLIT = Split(
     examples=(
         example(1, Message("text", " a\r\n\u2028é e\u0301 "), role="train", included=True),
         example(2, Message("prompt", ""), Message("completion", "b"), role="candidate", included=False),
-        example(
-            3, Message("user", "c" * 100_000), Message("assistant", "d"), role="excluded", included=False
-        ),
+        example(3, Message("user", "c" * 100_000), Message("assistant", "d"), role="excluded", included=False),
         example(4, Message("text", "e"), role="canary", included=True, repetitions=16),
     ),
     notices=(Notice(kind="empty-records", count=2, message="2 — left out."),),
@@ -46,9 +44,7 @@ def test_only_the_owner_can_read(tmp_path):
         save(SPLIT, tmp_path / "new.parquet")
     finally:
         os.umask(previous)
-    assert (
-        stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "new.parquet").stat().st_mode) == 0o600
-    )
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "new.parquet").stat().st_mode) == 0o600
     assert load(path) == SPLIT
 
 
@@ -60,9 +56,7 @@ def test_what_is_no_split(tmp_path):
     with pytest.raises(RunError, match=r"split.parquet cannot be read as a split: .* It is damaged"):
         load(path)
     pq.write_table(pa.table({"text": ["a"]}), path)
-    with pytest.raises(
-        RunError, match=r"split.parquet is not a split of version 1\. It was written by another"
-    ):
+    with pytest.raises(RunError, match=r"split.parquet is not a split of version 1\. It was written by another"):
         load(path)
     save(SPLIT, path)
     path.write_bytes(path.read_bytes()[:-200])

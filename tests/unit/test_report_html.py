@@ -135,9 +135,7 @@ def test_every_sentence_of_the_report_is_on_the_page(pages):
     ]
     sentences += [words for one in report.claims for words in (one.statement, one.evidence, one.status)]
     sentences += [words for one in report.gates for words in (one.name, one.question, one.finding)]
-    sentences += [
-        words for one in report.attempts for words in (one.name, one.summary, one.paper, *one.notes)
-    ]
+    sentences += [words for one in report.attempts for words in (one.name, one.summary, one.paper, *one.notes)]
     sentences += [words for one in report.requirements for words in (one.text, one.status, one.finding)]
     sentences += [one.message for one in (*report.notices, *card.notices)]
     sentences += [*report.provenance.values(), str(card.seed), "method.rank", "δ = 1e-05"]
@@ -157,9 +155,7 @@ def test_an_invalid_split_shows_its_reason_and_no_membership_figure(pages):
     assert report.verdict.headline not in pages["invalid split"].markup
     assert report.verdict.reasons[0] in shown
     hidden = {text.estimate_text(one) for a in report.attempts[:-1] for one in a.estimates.values()}
-    hidden -= {
-        text.estimate_text(one) for name, one in report.metrics.items() if not name.startswith("member")
-    }
+    hidden -= {text.estimate_text(one) for name, one in report.metrics.items() if not name.startswith("member")}
     assert [words for words in hidden if words in shown and "not resolvable" not in words] == []
     assert "figures withheld" in shown and "figure withheld: invalid split" in shown
     assert "ROC" not in shown and "AUC of every membership attack" not in shown

@@ -97,8 +97,7 @@ def test_dollar_signs_and_foreign_letters_in_names_are_text():
 
 def test_importing_the_report_loads_no_drawing_library_and_no_torch():
     code = (
-        "import sys, sordino.report; "
-        "print([m for m in ('torch', 'matplotlib', 'jinja2', 'rich') if m in sys.modules])"
+        "import sys, sordino.report; print([m for m in ('torch', 'matplotlib', 'jinja2', 'rich') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

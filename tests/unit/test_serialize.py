@@ -121,12 +121,12 @@ def test_a_template_that_rewrites_the_past_is_refused(tokenizer):
     "text",
     ["<s>He wrote</s>", "</s>", "<s>", "<s></s>", "a <pad> b</s> c <s> d", "</s></s> end", "x</s>\n"],
 )
-def test_special_tokens_in_private_text_do_not_break_the_frame(tokenizer, text):
+def test_control_tokens_in_private_text_are_only_text(tokenizer, text):
     tokens = Serializer(tokenizer, 512).encode(record(Message("text", text)))
-    plain = tokenizer(text, add_special_tokens=False)["input_ids"]
-    head = [] if plain[0] == BOS else [BOS]
-    tail = [] if plain[-1] == EOS else [EOS]
-    assert tokens.ids.tolist() == [*head, *plain, *tail]
+    assert tokens.ids[0] == BOS
+    assert tokens.ids[-1] == EOS
+    assert not {BOS, EOS} & set(tokens.ids[1:-1].tolist())
+    assert tokenizer.decode(tokens.ids[1:-1]) == text
     assert not tokens.target[0]
     assert tokens.target[1:].all()
 

@@ -19,9 +19,7 @@ from sordino.stats import (
     one_run_p_value,
 )
 
-GOLDEN = json.loads(
-    (Path(__file__).parents[1] / "golden" / "epsilon_bounds.json").read_text(encoding="utf-8")
-)
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "epsilon_bounds.json").read_text(encoding="utf-8"))
 
 
 def counts(case):
@@ -36,9 +34,7 @@ def test_one_run_bound_equals_the_golden_numbers(case):
         assert one_run_p_value(float(eps), m, r, v, delta) == pytest.approx(p["jax_privacy"], abs=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("m", "r", "v", "eps"), [(50, 30, 21, 0.3), (9, 9, 4, 0.0), (40, 40, 1, 2.0), (5, 4, 4, 1)]
-)
+@pytest.mark.parametrize(("m", "r", "v", "eps"), [(50, 30, 21, 0.3), (9, 9, 4, 0.0), (40, 40, 1, 2.0), (5, 4, 4, 1)])
 def test_one_run_p_value_equals_the_formula_in_a_loop(m, r, v, eps):
     def tail(k):
         return binom.sf(k - 1, r, 1 / (1 + math.exp(-eps)))
@@ -51,9 +47,7 @@ def test_one_run_p_value_equals_the_formula_in_a_loop(m, r, v, eps):
 
 def test_the_bound_is_where_the_p_value_crosses_alpha():
     eps = epsilon_one_run(400, 80, 66, 1e-5)
-    assert (
-        one_run_p_value(eps - 1e-9, 400, 80, 66, 1e-5) < 0.05 < one_run_p_value(eps + 1e-9, 400, 80, 66, 1e-5)
-    )
+    assert one_run_p_value(eps - 1e-9, 400, 80, 66, 1e-5) < 0.05 < one_run_p_value(eps + 1e-9, 400, 80, 66, 1e-5)
 
 
 def test_without_evidence_the_bound_is_zero():

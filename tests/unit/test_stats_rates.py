@@ -45,9 +45,7 @@ def test_roc_equals_the_golden_counts_and_scikit_learn(case):
 def test_in_sample_tpr_equals_the_golden_numbers(case):
     scores, member = arrays(case)
     for row in case["results"]["tpr_at_fpr"]:
-        tpr, fpr, threshold = tpr_at_fpr_in_sample(
-            scores, member, row["target_fpr"], case["results"]["confidence"]
-        )
+        tpr, fpr, threshold = tpr_at_fpr_in_sample(scores, member, row["target_fpr"], case["results"]["confidence"])
         assert threshold == (math.inf if row["threshold"] is None else row["threshold"])
         assert (tpr.value, fpr.value) == pytest.approx((row["tpr"], row["realised_fpr"]), abs=1e-15)
         assert (tpr.low, tpr.high) == pytest.approx(row["tpr_ci"], abs=1e-10)

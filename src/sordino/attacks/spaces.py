@@ -1,8 +1,9 @@
 """All the secrets a canary could have held, as tokens that follow one context."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 from jaxtyping import Int
@@ -13,6 +14,9 @@ from sordino.records import Record
 from sordino.serialize import Serializer
 
 __all__ = ["Space", "secret_space"]
+
+Split = Callable[[str], tuple[list[int], list[tuple[int, int]]]]
+"""Text to token ids and their character spans."""
 
 _DIGITS = "0123456789"
 _MERGED, _BYTE = re.compile("[0-9]{2}"), re.compile("<0x[0-9A-F]{2}>")
@@ -41,14 +45,15 @@ def secret_space(record: Record, canary: Canary, serializer: Serializer) -> Spac
     start = text.index(canary.before + canary.secret) + len(canary.before)
     stop = start + len(canary.secret)
     whole = serializer.encode(record)
-    upto = _split(serializer, text[:stop])
+    split = partial(serializer.tokenize, template=serializer.templated(record))
+    upto = split(text[:stop])
     # Tokens that touch the secret are the candidate; those before it are the context.
     shared = sum(end <= start for _, end in upto[1])
     first = int(whole.ids[0] == serializer.tokenizer.bos_token_id and upto[0][0] != whole.ids[0])
     if whole.ids[first : first + len(upto[0])].tolist() != upto[0]:
         message = f"The tokenizer splits the secret of {canary.id} differently when text follows it."
         raise AuditError(message, "Put a space or a full stop after {secret} in canaries.templates.")
-    rows = _candidates(serializer, text[:start], len(canary.secret), shared)
+    rows = _candidates(serializer, split, text[:start], len(canary.secret), shared)
     order = np.lexsort(rows.T[::-1])
     rows = rows[order]
     mine = np.full(rows.shape[1], -1, dtype=np.int32)
@@ -60,19 +65,14 @@ def secret_space(record: Record, canary: Canary, serializer: Serializer) -> Spac
     return Space(context=whole.ids[: first + shared], rows=rows, target=int(hits[0]))
 
 
-def _split(serializer: Serializer, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-    encoded = serializer.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    return list(encoded["input_ids"]), [tuple(o) for o in encoded["offset_mapping"]]
-
-
-def _candidates(serializer: Serializer, before: str, digits: int, shared: int) -> np.ndarray:
-    fixed = _digit_tokens(serializer, before, digits, shared)
+def _candidates(serializer: Serializer, split: Split, before: str, digits: int, shared: int) -> np.ndarray:
+    fixed = None if _merges_digits(serializer) else _digit_tokens(split, before, digits, shared)
     if fixed is not None:
         return np.stack(np.meshgrid(*fixed, indexing="ij"), axis=-1).reshape(-1, digits).astype(np.int32)
     # Digits merge into longer tokens: every candidate is tokenised after the end of what stands before it.
     tail = before[-_TAIL:]
-    own = len(_split(serializer, before)[0]) - shared
-    return _tokenise_all(serializer, tail, digits, len(_split(serializer, tail)[0]) - own)
+    own = len(split(before)[0]) - shared
+    return _tokenise_all(serializer, tail, digits, len(split(tail)[0]) - own)
 
 
 @lru_cache(maxsize=8)
@@ -85,15 +85,17 @@ def _tokenise_all(serializer: Serializer, tail: str, digits: int, skip: int) -> 
     return rows
 
 
-def _digit_tokens(serializer: Serializer, before: str, digits: int, shared: int) -> list[list[int]] | None:
+def _merges_digits(serializer: Serializer) -> bool:
+    return any(_MERGED.search(token) and not _BYTE.fullmatch(token) for token in serializer.tokenizer.get_vocab())
+
+
+def _digit_tokens(split: Split, before: str, digits: int, shared: int) -> list[list[int]] | None:
     """The ten tokens of each place, where the tokenizer gives every digit a token of its own."""
-    if any(_MERGED.search(token) and not _BYTE.fullmatch(token) for token in serializer.tokenizer.get_vocab()):
-        return None
     places = []
     for place in range(digits):
         options = []
         for digit in _DIGITS:
-            ids, _ = _split(serializer, before + "0" * place + digit + "0" * (digits - place - 1))
+            ids, _ = split(before + "0" * place + digit + "0" * (digits - place - 1))
             if len(ids) != shared + digits:
                 return None
             options.append(ids[shared + place])
