@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from sordino.errors import RunError
+from sordino.stats import UNBOUNDED
 
 __all__ = [
     "SCHEMA",
@@ -56,7 +57,8 @@ class Estimate:
         if self.value is None:
             need = f": needs {self.needs:,}" if self.needs else ""
             return f"not resolvable{need} (n={self.n:,})"
-        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+        low, high = (f"{bound:.3g}" if abs(bound) < UNBOUNDED else "∞" for bound in (self.low, self.high))
+        return f"{self.value:.3g} [{low.replace('∞', '-∞')}, {high}]"
 
 
 @dataclass(frozen=True, kw_only=True)

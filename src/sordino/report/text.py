@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from sordino.results import AuditReport, Estimate
+from sordino.stats import UNBOUNDED
 
 __all__ = [
     "GLOSSARY",
@@ -118,15 +119,17 @@ def _steers(char: str) -> bool:
 
 def _places(*values: float) -> int:
     """Choose the decimals fit for the largest of `values`, so that a value and its interval line up."""
-    scale = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
+    scale = max((abs(value) for value in values if abs(value) < UNBOUNDED), default=0.0)
     if 0 < scale < 0.001:
         return 1 - math.floor(math.log10(scale))
     return 3 if scale <= 1 else 2 if scale < 10 else 1 if scale < 100 else 0
 
 
 def _number(value: float, places: int) -> str:
-    if not math.isfinite(value):
-        return "undefined" if math.isnan(value) else "∞" if value > 0 else "−∞"
+    if math.isnan(value):
+        return "undefined"
+    if abs(value) >= UNBOUNDED:
+        return "∞" if value > 0 else "−∞"
     return f"{value:,.{places}f}".replace("-", "−")
 
 
