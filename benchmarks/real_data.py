@@ -122,7 +122,9 @@ def trained(cell: Cell, out: Path, log: Path) -> tuple[Path, float]:
 
 def run(cell: Cell, out: Path) -> None:
     """Train, audit and report one cell and keep its figures."""
-    log = out / f"{cell.name}.log"
+    path, log = out / f"{cell.name}.json", out / f"{cell.name}.log"
+    if path.exists():
+        return
     folder, training = trained(cell, out, log)
     # 4 is an audit that could not decide: a result like any other.
     text, auditing = sordino(["audit", str(folder), "--json"], log, codes=(0, 4))
@@ -132,7 +134,6 @@ def run(cell: Cell, out: Path) -> None:
     kept["control"] = {a["name"]: a["control"] for a in report["attempts"]}
     cpu = {"training": round(training, 1), "audit": round(auditing, 1)}
     result = {"cell": asdict(cell), "keys": cell.keys, "cpu_seconds": cpu, **kept}
-    path = out / f"{cell.name}.json"
     path.with_suffix(".part").write_text(json.dumps(result, indent=1) + "\n")
     path.with_suffix(".part").replace(path)
     print(f"done: {cell.name}", file=sys.stderr)
@@ -250,9 +251,8 @@ def main() -> None:
     if not options.print:
         if not (DATA / MODEL).is_dir():
             raise SystemExit(f"{DATA / MODEL} is not there: set SORDINO_DATA to the folder that holds it")
-        cells = [c for c in grid(options.seeds, options.only) if not (options.out / f"{c.name}.json").exists()]
         with ThreadPoolExecutor(options.workers) as pool:
-            for job in [pool.submit(run, cell, options.out) for cell in cells]:
+            for job in [pool.submit(run, cell, options.out) for cell in grid(options.seeds, options.only)]:
                 job.result()
     text = tables(options.out, options.seeds)
     print(text)

@@ -249,7 +249,7 @@ def _check_keys(values: Mapping[str, Any], kind: type, prefix: str) -> None:
     for key, value in values.items():
         if key not in known:
             message = f"Unknown configuration key '{prefix}{key}'."
-            raise ConfigError(message, did_you_mean(str(key), known))
+            raise ConfigError(message, _whereabouts(str(key), hints) or did_you_mean(str(key), known))
         section = _section(hints[key])
         if section is None:
             continue
@@ -258,6 +258,13 @@ def _check_keys(values: Mapping[str, Any], kind: type, prefix: str) -> None:
             message = f"'{prefix}{key}' is a section, but its value is {value!r}."
             raise ConfigError(message, f"Write its keys below it: {inside}.")
         _check_keys(value, section, f"{prefix}{key}.")
+
+
+def _whereabouts(key: str, hints: Mapping[str, Any]) -> str:
+    """A hint where a section below has the `key` that was given without it."""
+    sections = {name: found for name, hint in hints.items() if (found := _section(hint)) is not None}
+    owners = [n for n, kind in sections.items() if key in (f.name for f in dataclasses.fields(kind))]
+    return f"Did you mean '{owners[0]}.{key}'?" if len(owners) == 1 else ""
 
 
 def _check_values(config: RunConfig) -> None:

@@ -24,7 +24,7 @@ def demo_config(corpus: Path, out: Path, seed: int) -> RunConfig:
         split=SplitConfig(candidates=0.5, validation=0.1),
         canaries=CanaryConfig(templates=canary_sentences()),
         method=MethodConfig(rank=32, alpha=64.0),
-        train=TrainConfig(epochs=4, batch_size=16, learning_rate=4e-3, checkpoint_every=200),
+        train=TrainConfig(epochs=3, batch_size=16, learning_rate=4e-3, checkpoint_every=200),
     )
 
 

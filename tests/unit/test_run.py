@@ -2,10 +2,12 @@
 
 import errno
 import json
-import multiprocessing
 import os
 import resource
 import stat
+import subprocess
+import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -240,29 +242,27 @@ def test_a_run_without_its_private_part_cannot_be_worked_on(tmp_path):
         pass
 
 
-def _hold(path: Path, held, done) -> None:
+def _hold(path: Path) -> None:
     with Run(path).lock():
-        held.set()
-        done.wait(60)
+        print("held", flush=True)
+        time.sleep(60)
 
 
 def test_one_process_at_a_time(tmp_path):
     run = Run.create(tmp_path, "n", "abcd")
-    context = multiprocessing.get_context("spawn")
-    held, done = context.Event(), context.Event()
-    process = context.Process(target=_hold, args=(run.path, held, done))
-    process.start()
+    program = f"import test_run, pathlib; test_run._hold(pathlib.Path({str(run.path)!r}))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True
+    )
     try:
-        assert held.wait(60)
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
         with pytest.raises(RunError, match="Another process is working on"), run.lock():
             pytest.fail("two processes hold one run")
-        process.kill()  # a killed process leaves no lock behind
-        process.join()
-        with run.lock():
-            pass
     finally:
-        done.set()
-        process.join()
+        process.kill()  # a killed process leaves no lock behind
+        process.communicate()
+    with run.lock():
+        pass
 
 
 def test_events_are_lines(tmp_path):

@@ -206,7 +206,7 @@ def train_run(run: Run, *, say: Say = _SILENT, monitor: Monitor = lambda progres
     return run
 
 
-_TOKEN_NOTICES = ("truncated", "split", "no-target")
+_TOKEN_NOTICES = {"truncated": "truncated", "split": "split", "no-target": "with nothing to predict"}
 
 
 def _same_base(card: RunCard, found: str) -> None:
@@ -232,7 +232,7 @@ def plan_of(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
     tokenizer = load_tokenizer(config.model)
     shape = count_parameters(config.model, config.method)
     serializer = serializer_for(config, tokenizer, shape["context"])
-    tokens, _ = _training_tokens(prepared.split.training, serializer)
+    tokens, notices = _training_tokens(prepared.split.training, serializer)
     steps = math.ceil(len(tokens) / config.train.batch_size) * config.train.epochs
     # float32 weights; a gradient and two AdamW moments for each parameter that is tuned.
     memory = 4 * shape["parameters"] + 12 * shape["trainable"]
@@ -242,6 +242,7 @@ def plan_of(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
         "sequences": len(tokens),
         "tokens an epoch": sum(int(t.target.sum()) for t in tokens),
         "longest sequence": max((len(t) for t in tokens), default=0),
+        **{f"records {_TOKEN_NOTICES[notice.kind]}": notice.count for notice in notices},
         "steps": steps,
         "parameters": shape["parameters"],
         "trainable": shape["trainable"],
