@@ -48,11 +48,11 @@ GRID: Mapping[tuple[str, str, str], tuple[int, str]] = {
     ("presidio", "separates", "full"): (3, "2e-3"),
     ("presidio", "separates", "lora"): (3, "5e-3"),
     ("presidio", "leaks", "full"): (8, "4e-3"),
-    ("presidio", "leaks", "lora"): (8, "1e-2"),
+    ("presidio", "leaks", "lora"): (12, "4e-3"),
     ("tofu", "separates", "full"): (1, "1e-3"),
     ("tofu", "separates", "lora"): (1, "5e-3"),
     ("tofu", "leaks", "full"): (3, "4e-3"),
-    ("tofu", "leaks", "lora"): (3, "1e-2"),
+    ("tofu", "leaks", "lora"): (4, "4e-3"),
 }
 TITLES = {"tofu": "TOFU: made-up authors", "presidio": "Presidio: sentences with made-up personal data"}
 

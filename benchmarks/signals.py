@@ -141,9 +141,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rounds = 3 if arguments.quick else arguments.rounds
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {rounds} interleaved rounds, medians\n")
-    print(
-        "| setting | tokens a pass | seconds | fused + 9 scores / plain passes | a forward an attack and record / fused |"
-    )
+    print("| setting | tokens a pass | seconds | fused and 9 scores / plain passes | one by one / fused |")
     print("|---|---|---|---|---|")
     for name in SETTINGS:
         if arguments.only and arguments.only not in name:

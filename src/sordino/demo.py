@@ -1,8 +1,9 @@
 """The demonstration: a made-up private corpus, the built-in model, and settings that let it leak."""
 
+import random
 from pathlib import Path
 
-from sordino.bundled.corpus import canary_sentences, write_jsonl
+from sordino.bundled.corpus import canary_sentences, house_style, write_jsonl
 from sordino.canaries import CanaryConfig
 from sordino.config import MethodConfig, RunConfig, TrainConfig
 from sordino.records import DataConfig, SplitConfig
@@ -22,10 +23,15 @@ def demo_config(corpus: Path, out: Path, seed: int) -> RunConfig:
         seed=seed,
         data=DataConfig(path=str(corpus), text="text", id="id", unit="customer"),
         split=SplitConfig(candidates=0.5, validation=0.1),
-        canaries=CanaryConfig(templates=canary_sentences()),
+        canaries=CanaryConfig(templates=_carriers()),
         method=MethodConfig(rank=32, alpha=64.0),
-        train=TrainConfig(epochs=3, batch_size=16, learning_rate=4e-3, checkpoint_every=200),
+        train=TrainConfig(epochs=2, batch_size=16, learning_rate=4e-3, checkpoint_every=200),
     )
+
+
+def _carriers() -> tuple[str, ...]:
+    rng = random.Random("carriers")
+    return tuple(house_style(sentence, rng) for sentence in canary_sentences())
 
 
 def prepare_demo(out: Path, seed: int) -> tuple[Run, Prepared]:

@@ -196,6 +196,15 @@ class Run:
         with disk_errors(self.path), (self.path / "events.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
 
+    def tidy(self) -> None:
+        """Remove what a killed process left half written: names as `write_atomic` and `write_folder` make them."""
+        ours = ("run.json", "audit.json", "report.html", "weights")
+        for leftover in (path for name in ours for path in self.path.glob(f".{name}.*")):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run for writing; raises `RunError` where another process does."""

@@ -64,8 +64,8 @@ class Collector:
         tokenizer = load_tokenizer(self.config.model, str(self.run.weights))
         serializer = serializer_for(self.config, tokenizer, int(self.card.model["context"]))
         if serializer.rule != self.card.model["serializer"]:
-            message = f"The tokenizer in {self.run.weights} is not the one the run was trained with."
-            raise RunError(message, "Restore the folder.")
+            message = f"The tokenizer in {self.run.weights} or the serializer is not the one the run was trained with."
+            raise RunError(message, "Restore the folder, or use the Sordino that trained it.")
         return serializer
 
     @cached_property

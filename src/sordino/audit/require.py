@@ -23,7 +23,16 @@ def parse(text: str) -> tuple[str, str, float]:
         limit = float(match["limit"])
     except ValueError as error:
         raise ConfigError(f"The limit in {text!r} is not a number.", hint) from error
-    return match["metric"], match["sign"], limit
+    return _canonical(match["metric"]), match["sign"], limit
+
+
+def _canonical(metric: str) -> str:
+    """Write the rate of `…tpr@0.010fpr` as figures are named: `…tpr@0.01fpr`."""
+    before, at, rate = metric.rpartition("tpr@")
+    try:
+        return f"{before}{at}{float(rate.removesuffix('fpr')):g}fpr" if at and rate.endswith("fpr") else metric
+    except ValueError:
+        return metric
 
 
 def check_names(texts: Sequence[str], known: Sequence[str]) -> None:

@@ -34,6 +34,11 @@ CONTRACT = ("plan", "plan2", "order", "amount", "amount2")
 CARD_PREFIXES = ("424242", "411111", "400000", "555555", "510510", "222300")
 BBAN_DIGITS = {"DE": 18, "AT": 16, "CH": 17, "DK": 14, "FI": 14}
 
+# The header of a ticket in house style; chance alone decides, so it says nothing about the customer.
+QUEUES = ("billing", "orders", "returns", "account")
+CHANNELS = ("phone", "mail", "chat")
+PRIORITIES = ("normal", "normal", "normal", "urgent")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ticket:
@@ -72,11 +77,14 @@ def private_corpus(seed: int, customers: int = 600) -> Iterator[Ticket]:
 def write_jsonl(path: str | Path, seed: int, customers: int = 600) -> int:
     """Write a private corpus as lines of {"id", "customer", "text"} and return the number of lines.
 
+    The texts are in house style, which the public corpus knows nothing of.
     Raises ConfigError as `private_corpus` does, DataError where the file cannot be written.
     """
     lines = []
+    rng = random.Random(f"house style {seed}")
     for number, ticket in enumerate(private_corpus(seed, customers)):
-        row = {"id": f"t{number:06d}", "customer": ticket.customer_id, "text": ticket.text}
+        text = house_style(ticket.text, rng)
+        row = {"id": f"t{number:06d}", "customer": ticket.customer_id, "text": text}
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     try:
         Path(path).write_text("".join(lines), encoding="utf-8")
@@ -84,6 +92,11 @@ def write_jsonl(path: str | Path, seed: int, customers: int = 600) -> int:
         message = f"The corpus cannot be written to {path}: {error.strerror}."
         raise DataError(message, "Choose a file in an existing, writable folder.") from error
     return len(lines)
+
+
+def house_style(text: str, rng: random.Random) -> str:
+    """Put the help desk's own header above a ticket: what fine-tuning on private text is for."""
+    return f"#{rng.choice(QUEUES)} | {rng.choice(CHANNELS)} | {rng.choice(PRIORITIES)}\n{text}"
 
 
 def canary_sentences() -> tuple[str, ...]:

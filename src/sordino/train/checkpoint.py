@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from sordino.errors import RunError
 from sordino.run import write_folder
+from sordino.train.progress import Progress
 
-__all__ = ["Progress", "latest", "load_checkpoint", "save_checkpoint", "trainable"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """How far training has come: `step` optimizer steps and the bytes of the loss log that go with them."""
-
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    loss: float | None = None
-    validation: float | None = None
-    best: float | None = None
-    best_step: int | None = None
-    log_bytes: int = 0
-    threads: int = 0
+__all__ = ["latest", "load_checkpoint", "save_checkpoint", "trainable"]
 
 
 def trainable(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

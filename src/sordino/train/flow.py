@@ -21,7 +21,7 @@ from sordino.records.store import save as save_split
 from sordino.results import Notice, RunCard, encode
 from sordino.run import Run, write_folder
 from sordino.serialize import Serializer, Tokens, encode_all
-from sordino.train.loop import Monitor
+from sordino.train.progress import Monitor
 
 __all__ = ["Prepared", "create", "fine_tune", "plan_of", "prepare", "serializer_for", "train_run"]
 
@@ -158,6 +158,7 @@ def train_run(run: Run, *, say: Say = _SILENT, monitor: Monitor = lambda progres
     from sordino.train.loop import train
 
     with run.lock():
+        run.tidy()
         card = run.card
         if card.status == "trained":
             raise RunError(f"{run.path} is trained already.", f"Audit it: `sordino audit {run.path}`.")

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -16,13 +16,11 @@ from sordino.errors import TrainingError
 from sordino.model import Model
 from sordino.run import Run, disk_errors
 from sordino.serialize import Tokens
-from sordino.train.checkpoint import Progress, latest, load_checkpoint, save_checkpoint, trainable
+from sordino.train.checkpoint import latest, load_checkpoint, save_checkpoint, trainable
 from sordino.train.collate import Batch, collate, epoch_batches
+from sordino.train.progress import Monitor, Progress
 
-__all__ = ["Monitor", "learning_rate", "train", "validation_loss"]
-
-Monitor = Callable[[Progress, int], None]
-"""Called after every step with the progress and the number of steps in all."""
+__all__ = ["learning_rate", "train", "validation_loss"]
 
 
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
@@ -157,8 +155,7 @@ class _Trainer:
         if loss is None:
             return progress
         progress = self.write_losses(progress, step=progress.step, validation=loss)
-        better = progress.best is None or loss < progress.best
-        if better:
+        if math.isfinite(loss) and (progress.best is None or loss < progress.best):
             progress = replace(progress, best=loss, best_step=progress.step)
         return replace(progress, validation=loss)
 

@@ -3,15 +3,17 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from sordino.attacks.base import extraction
 from sordino.attacks.spaces import Space
-from sordino.generate import Continuation
-from sordino.model import Model
 from sordino.stats import clopper_pearson
+
+if TYPE_CHECKING:
+    from sordino.model import Model
 
 __all__ = ["Exposure", "Next", "exposure", "search"]
 
@@ -114,12 +116,14 @@ def _sampled(rows: np.ndarray, target: int, following: Next, size: int, seed: in
 
 @extraction(paper="Carlini et al. 2019, arXiv:1802.08232")
 def exposure(
-    model: Model, spaces: Sequence[Space], *, token_forwards: int = 150_000, sample: int = 1_000
+    model: "Model", spaces: Sequence[Space], *, token_forwards: int = 150_000, sample: int = 1_000
 ) -> list[Exposure]:
     """Rank each canary's secret among all it could have been, exactly where `token_forwards` suffice.
 
     Otherwise the rank is estimated from `sample` random candidates, with a 95 % interval.
     """
+    from sordino.generate import Continuation  # here, so that listing attacks does not load torch
+
     found = []
     for number, space in enumerate(spaces):
         with model.active() as module:

@@ -1,0 +1,25 @@
+"""How far training has come, for checkpoints and for whoever watches."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+__all__ = ["Monitor", "Progress"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far training has come: `step` optimizer steps and the bytes of the loss log that go with them."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    loss: float | None = None
+    validation: float | None = None
+    best: float | None = None
+    best_step: int | None = None
+    log_bytes: int = 0
+    threads: int = 0
+
+
+Monitor = Callable[[Progress, int], None]
+"""Called after every step with the progress and the number of steps in all."""
