@@ -22,6 +22,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from sordino import stats
+from sordino.records.store import load
+from sordino.run import Run
+
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("SORDINO_DATA", ROOT.parent / "shared"))
 MODEL = "models/stories260k"
@@ -131,12 +137,30 @@ def run(cell: Cell, out: Path) -> None:
     sordino(["report", str(folder)], log)
     report = json.loads(text)
     kept = {k: report[k] for k in ("verdict", "metrics", "canaries", "gates", "counts", "seconds", "provenance")}
+    kept["by_unit"] = by_unit(folder)
     kept["control"] = {a["name"]: a["control"] for a in report["attempts"]}
     cpu = {"training": round(training, 1), "audit": round(auditing, 1)}
     result = {"cell": asdict(cell), "keys": cell.keys, "cpu_seconds": cpu, **kept}
     path.with_suffix(".part").write_text(json.dumps(result, indent=1) + "\n")
     path.with_suffix(".part").replace(path)
     print(f"done: {cell.name}", file=sys.stderr)
+
+
+def by_unit(folder: Path) -> dict[str, Any]:
+    """The AUC of every attack where a whole unit is judged, by the mean score of its records.
+
+    `audit` judges one record at a time, also where a unit has many.
+    """
+    opened = Run.open(folder)
+    kept = json.loads((opened.private / "scores.json").read_text())
+    candidates = [e for e in load(opened.records).examples if e.role == "candidate"]
+    member, names = np.array(kept["member"], dtype=bool), [e.group for e in candidates]
+    if [e.included for e in candidates] != member.tolist():
+        raise RuntimeError(f"the scores in {folder} are not those of all candidates")
+    _, group, sizes = np.unique(names, return_inverse=True, return_counts=True)
+    inside = np.bincount(group, member) > 0
+    means = {name: np.bincount(group, row) / sizes for name, row in kept["scores"].items()}
+    return {name: asdict(stats.delong(row, inside, scale="logit")) for name, row in means.items()}
 
 
 def figure(estimate: Mapping[str, Any] | None) -> str:
@@ -171,6 +195,11 @@ def control(attack: str, name: str) -> Callable[[Mapping[str, Any]], str]:
     return lambda result: figure(result["control"][attack][name])
 
 
+def whole(attack: str) -> Callable[[Mapping[str, Any]], str]:
+    """The AUC of `attack` on whole units."""
+    return lambda result: figure(result["by_unit"][attack])
+
+
 Row = tuple[str, Callable[[Mapping[str, Any]], str]]
 
 
@@ -181,6 +210,8 @@ def sections(results: Sequence[Mapping[str, Any]]) -> dict[str, list[Row]]:
     levels = sorted({c["repetitions"] for r in results for c in r["canaries"]})
     tables: dict[str, list[Row]] = {"AUC": [(f"`{n}`", metric(f"membership.{n}.auc")) for n in names]}
     tables["AUC"].append(("`loss` on the untuned model", control("loss", "auc")))
+    if any(r["counts"]["units"] < r["counts"]["records"] for r in results):
+        tables["AUC of whole units"] = [(f"`{n}`", whole(n)) for n in names]
     for rate in rates:
         if any(r["metrics"][f"membership.{names[0]}.tpr@{rate}"]["value"] is not None for r in results):
             tables[f"TPR at {float(rate.removesuffix('fpr')):.0%} FPR"] = [

@@ -158,7 +158,10 @@ def test_write_jsonl(tmp_path):
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     tickets = list(private_corpus(11, 10))
     assert count == len(rows) == len(tickets) == len({row["id"] for row in rows})
-    assert [(row["customer"], row["text"]) for row in rows] == [(t.customer_id, t.text) for t in tickets]
+    headers, texts = zip(*(row["text"].split("\n", 1) for row in rows), strict=True)
+    assert [row["customer"] for row in rows] == [t.customer_id for t in tickets]
+    assert list(texts) == [t.text for t in tickets]
+    assert all(re.fullmatch(r"#[a-z]+ \| [a-z]+ \| (normal|urgent)", header) for header in headers)
     assert all(set(row) == {"id", "customer", "text"} for row in rows)
 
 
