@@ -1,5 +1,7 @@
 """The planted canaries: how exposed is each secret, by how often it was trained on, and is the instrument working?"""
 
+from dataclasses import replace
+
 import msgspec
 import numpy as np
 
@@ -11,7 +13,7 @@ from sordino.audit.evaluate import estimate
 from sordino.canaries import Canary
 from sordino.errors import RunError
 from sordino.evidence import digest
-from sordino.results import AuditPlan, CanaryLevel, encode
+from sordino.results import AuditPlan, CanaryLevel, Estimate, encode
 
 __all__ = ["Found", "canary_levels", "expose", "read_canaries"]
 
@@ -68,6 +70,12 @@ def expose(collector: Collector, attack: Attack, plan: AuditPlan, examples: dict
     return found
 
 
+def _mean(exposures: list[float], bits: float, confidence: float) -> Estimate:
+    found = estimate(stats.mean_interval(exposures, confidence=confidence))
+    # An exposure lies between 0 and the bits of the space; a few of them may spread wider than that.
+    return replace(found, low=max(0.0, found.low), high=min(bits, found.high))
+
+
 def canary_levels(found: list[Found], confidence: float) -> tuple[CanaryLevel, ...]:
     """Mean exposure by repetitions, of the canaries trained on and of those left out."""
     levels = []
@@ -75,16 +83,17 @@ def canary_levels(found: list[Found], confidence: float) -> tuple[CanaryLevel, .
         inside = [f.bits for f in found if f.repetitions == repetitions and f.included]
         outside = [f.bits for f in found if f.repetitions == repetitions and not f.included]
         here = [f for f in found if f.repetitions == repetitions]
+        bits = float(np.log2(here[0].space))
         sampled = sum(not f.exact for f in here)
         method = "exact rank by search" if not sampled else f"{sampled} of {len(here)} ranks from a sample"
         levels.append(
             CanaryLevel(
                 repetitions=repetitions,
-                included=estimate(stats.mean_interval(inside, confidence=confidence)),
-                left_out=estimate(stats.mean_interval(outside, confidence=confidence)),
+                included=_mean(inside, bits, confidence),
+                left_out=_mean(outside, bits, confidence),
                 exposures=tuple(inside),
                 left_out_exposures=tuple(outside),
-                bits=float(np.log2(here[0].space)),
+                bits=bits,
                 method=method,
             )
         )

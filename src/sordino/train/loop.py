@@ -22,6 +22,9 @@ from sordino.train.progress import Monitor, Progress
 
 __all__ = ["learning_rate", "train", "validation_loss"]
 
+# Seconds between lines in events.jsonl.
+_EVERY = 5.0
+
 
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
     """The rate of optimizer step `step` (from 0): linear warm-up, then the schedule down to 0."""
@@ -83,6 +86,7 @@ class _Trainer:
         self.per_epoch = math.ceil(len(self.training) / self.config.batch_size)
         self.steps = self.per_epoch * self.config.epochs
         self.log = self.run.private / "losses.jsonl"
+        self.told = time.monotonic()
 
     def batches(self, start: int) -> Iterator[tuple[int, list[int]]]:
         """Step numbers from `start` on, each with its record indices."""
@@ -136,6 +140,23 @@ class _Trainer:
             save_checkpoint(self.run.checkpoints / "best", self.model.module, self.optimizer, progress)
         save_checkpoint(self.run.checkpoints / "last", self.model.module, self.optimizer, progress)
         self.run.event("checkpoint", step=progress.step)
+
+    def tell(self, progress: Progress, *, last: bool) -> None:
+        """Write a line to events.jsonl every few seconds: how far, how fast, how long still (no losses)."""
+        now = time.monotonic()
+        if not last and now - self.told < _EVERY:
+            return
+        self.told = now
+        left = progress.seconds / progress.step * (self.steps - progress.step)
+        speed = progress.tokens / max(progress.seconds, 1e-9)
+        self.run.event(
+            "progress",
+            step=progress.step,
+            steps=self.steps,
+            tokens=progress.tokens,
+            tokens_per_second=round(speed, 1),
+            seconds_left=round(left, 1),
+        )
 
     def resume(self) -> Progress:
         """The state of the last checkpoint, the loss log cut back to it."""
@@ -196,6 +217,7 @@ def train(
             if progress.step % every == 0 or last:
                 progress = trainer.validate(progress)
             monitor(progress, trainer.steps)
+            trainer.tell(progress, last=last)
             if progress.step % config.checkpoint_every == 0 or progress.best_step == progress.step or last:
                 trainer.checkpoint(progress)
     if config.select == "best" and (run.checkpoints / "best").exists():
