@@ -4,6 +4,7 @@ Frozen dataclasses of plain values, written and read by msgspec as JSON. They ho
 no private text and no per-record score is ever part of them.
 """
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -11,10 +12,10 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from sordino.errors import RunError
-from sordino.stats import UNBOUNDED
 
 __all__ = [
     "SCHEMA",
+    "UNBOUNDED",
     "Attempt",
     "AuditPlan",
     "AuditReport",
@@ -32,6 +33,10 @@ __all__ = [
 ]
 
 SCHEMA = 1
+
+# What `stats.UNBOUNDED` is: JSON has no infinity. Not imported, so that schemas do not load SciPy.
+UNBOUNDED = sys.float_info.max
+
 T = TypeVar("T")
 
 

@@ -3,10 +3,10 @@
 import msgspec
 import pytest
 
+from sordino import results, stats
 from sordino.errors import RunError
 from sordino.report.text import estimate_text
 from sordino.results import AuditPlan, Estimate, decode, encode
-from sordino.stats import UNBOUNDED
 
 
 def test_an_estimate_shows_its_interval() -> None:
@@ -18,8 +18,12 @@ def test_a_figure_the_sample_cannot_resolve_says_what_it_takes() -> None:
     assert text == "not resolvable: needs 2,000 (n=120)"
 
 
+def test_the_two_names_of_an_open_end_are_one() -> None:
+    assert results.UNBOUNDED == stats.UNBOUNDED
+
+
 def test_a_one_sided_bound_is_open_and_short_and_survives_json() -> None:
-    bound = Estimate(value=3.3, low=3.3, high=UNBOUNDED, n=440, method="lower bound")
+    bound = Estimate(value=3.3, low=3.3, high=stats.UNBOUNDED, n=440, method="lower bound")
     assert str(bound) == "3.3 [3.3, ∞]"
     assert estimate_text(bound) == "3.30 [3.30, ∞]"
     assert decode(encode(bound), Estimate, "here") == bound

@@ -6,8 +6,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from sordino.results import AuditReport, Estimate
-from sordino.stats import UNBOUNDED
+from sordino.results import UNBOUNDED, AuditReport, Estimate
 
 __all__ = [
     "GLOSSARY",
