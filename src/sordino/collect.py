@@ -21,7 +21,7 @@ __all__ = ["collect", "token_statistics"]
 
 # Logits of one chunk should stay in the processor's cache, where reducing them is cheap; but the
 # head's own weights are read again for each chunk, so it has no fewer rows than pay for that.
-_CHUNK_BYTES = {"cpu": 2 << 20, "cuda": 512 << 20, "mps": 256 << 20}
+_CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 512 << 20, "mps": 256 << 20}
 _BATCH_TOKENS = {"cpu": 4096, "cuda": 32768, "mps": 16384}
 # Settings by which known architectures change logits after the head.
 _AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -55,7 +55,7 @@ def token_statistics(
     x.sub_(x.amax(dim=-1, keepdim=True))
     at_target = x.gather(1, targets[:, None])
     rank = total(torch.gt(x, at_target, out=scratch))
-    top = _top(x, scratch, ones)
+    top = _top(x, scratch)
     s0 = total(torch.exp(x, out=scratch))
     s1 = total(scratch.mul_(x))
     s2 = total(scratch.mul_(x))
@@ -72,13 +72,16 @@ def token_statistics(
     return at_target[:, 0].clamp_min(-_IMPOSSIBLE) - log_s0, ratio - log_s0, variance, rank.long(), top
 
 
-def _top(x: Tensor, scratch: Tensor, ones: Tensor) -> Tensor:
+def _top(x: Tensor, scratch: Tensor) -> Tensor:
     """The first of the largest values (0) of each row of `x`."""
     if x.device.type != "cpu":
         return x.argmax(dim=-1)
     torch.ge(x, 0, out=scratch)
-    top = scratch.mv(torch.arange(len(ones), dtype=x.dtype, device=x.device)).long()
-    tied = scratch.mv(ones) != 1
+    # Index + 1 of the one largest value; of several, the sum, which is beyond each of them.
+    numbers = torch.arange(1, x.shape[1] + 1, dtype=x.dtype, device=x.device)
+    top = scratch.mv(numbers).long().sub_(1)
+    inside = top.clamp_max(x.shape[1] - 1)
+    tied = (top != inside) | (x.gather(1, inside[:, None])[:, 0] < 0)
     if tied.any():
         top[tied] = x[tied].argmax(dim=-1)
     return top
