@@ -133,15 +133,27 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _loading(config: ModelConfig, what: str) -> Iterator[None]:
-    # Hugging Face loaders fail in many ways; all of them mean: this name gives no usable model.
-    from safetensors import SafetensorError
+def _without_bars() -> Iterator[None]:
+    # Progress is shown by whoever called, once; the loaders' own bars would stand in between.
     from transformers.utils import logging
 
     was_on = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
+    finally:
+        if was_on:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def _loading(config: ModelConfig, what: str) -> Iterator[None]:
+    # Hugging Face loaders fail in many ways; all of them mean: this name gives no usable model.
+    from safetensors import SafetensorError
+
+    try:
+        with _without_bars():
+            yield
     except SordinoError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
@@ -150,9 +162,6 @@ def _loading(config: ModelConfig, what: str) -> Iterator[None]:
         else:
             hint = "Check the name; a hub id needs a network, a folder needs config.json and *.safetensors."
         raise ModelError(f"{what} {config.path!r} cannot be loaded: {_first_line(error)}", hint) from error
-    finally:
-        if was_on:
-            logging.enable_progress_bar()
 
 
 def load_tokenizer(config: ModelConfig, folder: str | None = None) -> Any:
@@ -193,7 +202,7 @@ def load(config: ModelConfig, folder: str | None = None) -> Model:
 @contextmanager
 def _quiet() -> Iterator[None]:
     # PEFT uses names that transformers renames, and asks the hub about vocabularies it cannot reach.
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _without_bars():
         warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
         warnings.filterwarnings("ignore", message=".*[Cc]ould not find a config file.*")
         yield

@@ -148,7 +148,8 @@ def test_a_claim_of_differential_privacy_stands_or_falls_with_its_gate(passed, s
 
 
 def test_the_unit_is_named():
-    assert "customer" in claims(CLEAN, None)[0].statement
+    assert "a whole customer is easier to find" in claims(replace(CLEAN, unit="customer"), None)[0].evidence
+    assert "easier to find" not in claims(replace(CLEAN, unit="record"), None)[0].evidence
     model = threat_model("customer", ["log-probabilities", "generation", "log-probabilities"])
     assert model["Protected unit"] == "one customer"
     assert model["Sees"].startswith("generation, log-probabilities of")

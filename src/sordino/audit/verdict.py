@@ -51,8 +51,8 @@ def _membership_words(f: Findings) -> str:
 def _extraction_words(attempt: Attempt) -> str:
     rate, others = attempt.estimates["rate"], attempt.estimates["non-members"]
     return (
-        f"Given its beginning, the model continues {(rate.value or 0):.1%} of the trained-on records word for word, "
-        f"against {(others.value or 0):.1%} of records it never saw."
+        f"Given the beginning, the model repeats a passage of {(rate.value or 0):.1%} of the trained-on records word "
+        f"for word, against {(others.value or 0):.1%} of records it never saw."
     )
 
 
@@ -70,10 +70,10 @@ def _exposed(levels: Sequence[CanaryLevel]) -> CanaryLevel | None:
 def _canary_words(level: CanaryLevel) -> str:
     times = "once" if level.repetitions == 1 else f"{level.repetitions} times"
     first = sum(bits >= level.bits - 1e-9 for bits in level.exposures)
+    outright = f"; {first} of {len(level.exposures)} are the model's very first guess" if first else ""
     return (
         f"Random secrets planted {times} in the training data are memorised: mean exposure "
-        f"{level.included.value:.1f} of {level.bits:.1f} bits; {first} of {len(level.exposures)} are the model's "
-        "very first guess."
+        f"{level.included.value:.1f} of {level.bits:.1f} bits{outright}."
     )
 
 
@@ -148,8 +148,8 @@ def claims(f: Findings, claimed_epsilon: float | None) -> tuple[Claim, ...]:
     auc = f.headline["auc"]
     found = [
         Claim(
-            statement=f"Nobody can tell which {f.unit} was trained on.",
-            evidence=f"{_membership_words(f)} Adjusted for all attacks, p = {f.p_value:.2g}.",
+            statement="Nobody can tell which records were trained on.",
+            evidence=f"{_membership_words(f)} Adjusted for all attacks, p = {f.p_value:.2g}.{_unit_words(f.unit)}",
             status=_status(f.p_value < _LEVEL and auc.low > 0.5, auc.high <= _CLEAN_AUC),  # type: ignore[arg-type]
         )
     ]
@@ -179,6 +179,11 @@ def claims(f: Findings, claimed_epsilon: float | None) -> tuple[Claim, ...]:
         Claim(statement="The training was differentially private.", evidence=evidence, status=status)  # type: ignore[arg-type]
     )
     return tuple(found)
+
+
+def _unit_words(unit: str) -> str:
+    # Averaging over a unit's records makes it easier to find than the figure for a record says.
+    return "" if unit == "record" else f" Judged a record at a time: a whole {unit} is easier to find."
 
 
 def _utility_claim(f: Findings) -> Claim:
