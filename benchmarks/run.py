@@ -24,7 +24,7 @@ ABOUT = {
     ),
     "reduction": (
         "## Why small vocabularies miss the target\n\nA model of width 128 makes a logit about as cheaply as one "
-        "pass over it costs, and the statistics are eleven passes. Fewer would need a fused kernel, and so a "
+        "pass over it costs, and the statistics are twelve passes. Fewer would need a fused kernel, and so a "
         "compiler on the user's machine. At width 256 the head and the trunk weigh more, and the ratio falls."
     ),
     "demo": "## The demonstration\n\nAt most 4 minutes on two cores after installation.",

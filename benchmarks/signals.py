@@ -47,6 +47,7 @@ SETTINGS: dict[str, tuple[Callable[[], torch.nn.Module], int, int]] = {
     "V=2,048 Llama 1M": (lambda: _llama(2048, 128, 4), 256, 128),
     "V=4,096 Llama 4M": (lambda: _llama(4096, 256, 4), 192, 128),
     "V=50,257 GPT-2 124M": (lambda: _gpt2(12), 16, 128),
+    "V=50,257 Llama 26M": (lambda: _llama(50257, 256, 4), 48, 128),
 }
 
 
