@@ -1,4 +1,4 @@
-"""Where the fused pass spends its time: nanoseconds a logit, one thread, of the head and of each pass over logits.
+"""What the statistics of a logit cost beside making it: nanoseconds a logit, medians of interleaved rounds.
 
 python benchmarks/reduction.py
 """
@@ -9,48 +9,39 @@ from collections.abc import Callable
 
 import torch
 
-from sordino.collect import token_statistics
+from sordino.reduction import _by_operations, token_statistics
 
-VOCABULARY, WIDTH, ROWS, ROUNDS = 2048, 128, 256, 30
+ROUNDS = 15
+SETTINGS = ((2048, 128, 1024), (4096, 256, 512), (50257, 768, 64))
 
 
-def _nanoseconds(work: Callable[[], object]) -> float:
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
     work()
-    spent = []
-    for _ in range(ROUNDS):
-        start = time.perf_counter()
-        work()
-        spent.append(time.perf_counter() - start)
-    return statistics.median(spent) / (ROWS * VOCABULARY) * 1e9
+    return time.perf_counter() - start
 
 
 def main() -> None:
     """Print the table."""
-    torch.set_num_threads(1)
     torch.manual_seed(0)
-    hidden, weight = torch.randn(ROWS, WIDTH), torch.randn(VOCABULARY, WIDTH) / 5
-    targets = torch.randint(0, VOCABULARY, (ROWS,))
-    ones, scratch = torch.ones(VOCABULARY), torch.empty(ROWS, VOCABULARY)
-    with torch.inference_mode():
-        logits = torch.nn.functional.linear(hidden, weight)
-        peak, at = logits.amax(-1, keepdim=True), logits.gather(1, targets[:, None])
-        works: dict[str, Callable[[], object]] = {
-            "the head itself": lambda: torch.nn.functional.linear(hidden, weight),
-            "all statistics (with a copy of the logits)": lambda: token_statistics(logits.clone(), targets),
-            "copy": logits.clone,
-            "amax": lambda: logits.amax(-1, keepdim=True),
-            "shift by the maximum": lambda: torch.sub(logits, peak, out=scratch),
-            "compare into floats (twice)": lambda: torch.gt(logits, at, out=scratch),
-            "exp": lambda: torch.exp(logits, out=scratch),
-            "multiply (twice)": lambda: torch.mul(logits, scratch, out=scratch),
-            "sum as a product with ones (five times)": lambda: logits.mv(ones),
-            "not used: max with indices": lambda: logits.max(-1),
-            "not used: sum of booleans": lambda: (logits > at).sum(-1),
-        }
-        print("| step | ns a logit |")
-        print("|---|---|")
-        for name, work in works.items():
-            print(f"| {name} | {_nanoseconds(work):.2f} |")
+    print(f"{torch.get_num_threads()} threads\n")
+    print("| vocabulary, width | the head itself | statistics, one compiled pass | statistics, torch operations |")
+    print("|---|---|---|---|")
+    for vocabulary, width, rows in SETTINGS:
+        hidden, weight = torch.randn(rows, width), torch.randn(vocabulary, width) / width**0.5
+        targets = torch.randint(0, vocabulary, (rows,))
+        with torch.inference_mode():
+            logits = torch.nn.functional.linear(hidden, weight)
+            works: list[Callable[[], object]] = [
+                lambda h=hidden, w=weight: torch.nn.functional.linear(h, w),
+                lambda x=logits, t=targets: token_statistics(x, t),
+                lambda x=logits, t=targets: _by_operations(x, t),
+            ]
+            for work in works:
+                work()
+            spent = [[_seconds(work) for work in works] for _ in range(ROUNDS)]
+        columns = (statistics.median(column) / (rows * vocabulary) * 1e9 for column in zip(*spent, strict=True))
+        print(f"| {vocabulary:,}, {width} | " + " | ".join(f"{ns:.2f} ns" for ns in columns) + " |")
 
 
 if __name__ == "__main__":

@@ -23,9 +23,8 @@ ABOUT = {
         "(tuned, base, lower-cased; logits computed in all) at vocabularies up to 4k, 1.3 times at 50k."
     ),
     "reduction": (
-        "## Why small vocabularies miss the target\n\nA model of width 128 makes a logit about as cheaply as one "
-        "pass over it costs, and the statistics are twelve passes. Fewer would need a fused kernel, and so a "
-        "compiler on the user's machine. At width 256 the head and the trunk weigh more, and the ratio falls."
+        "## What reducing a logit costs\n\nA model of width 128 makes a logit about as cheaply as a few passes over "
+        "it cost, so all sums are taken in one pass that Numba compiles."
     ),
     "demo": "## The demonstration\n\nAt most 4 minutes on two cores after installation.",
 }

@@ -135,7 +135,7 @@ def measure(name: str, rounds: int, *, against_apart: bool) -> tuple[float, floa
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", help="a part of a setting's name")
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()

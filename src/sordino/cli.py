@@ -4,6 +4,7 @@ Exit codes: 0 ok · 1 a bug · 2 bad input or configuration · 3 a requirement f
 130 interrupted.
 """
 
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -161,6 +162,8 @@ def _explain(message: str, hint: str = "") -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
+    # Before torch is loaded: threads that spin while they wait take the processor from those that work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.exit(_run(arguments))
 
 

@@ -1,7 +1,7 @@
 """The one fused pass: per-token statistics of a model on records, without ever storing T×V numbers.
 
-The trunk runs on batches of similar length; the language-model head then runs on chunks of scored
-positions only, and each chunk of logits is reduced to six numbers a token before the next one.
+The trunk runs on batches of similar length; the language-model head then runs on pieces of the scored
+positions only, and each piece of logits is reduced to six numbers a token before the next one.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,81 +10,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from sordino.model import Model
+from sordino.reduction import head_statistics
 from sordino.serialize import Tokens
 from sordino.signals import Statistics
 
-__all__ = ["collect", "token_statistics"]
+__all__ = ["collect"]
 
-# Logits of one chunk should stay in the processor's cache, where reducing them is cheap; but the
-# head's own weights are read again for each chunk, so it has no fewer rows than pay for that.
-_CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 512 << 20, "mps": 256 << 20}
 _BATCH_TOKENS = {"cpu": 4096, "cuda": 32768, "mps": 16384}
 # Settings by which known architectures change logits after the head.
 _AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-# Nats below the most likely token at which a token counts as impossible.
-_IMPOSSIBLE = 1e4
 _FIELDS = ("logprob", "mean", "variance", "rank", "top")
 
 Tick = Callable[[int], None]
-
-
-def token_statistics(
-    logits: Float[Tensor, "N V"], targets: Int64[Tensor, " N"]
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Statistics of N next-token distributions over V tokens; `logits` is used up.
-
-    Returns ln p of the target, μ = Σ p ln p, σ² = Σ p ln² p − μ², the number of strictly larger
-    logits, and the most likely token, each (N). With x = logit − max and S_k = Σ eˣ xᵏ:
-    ln p = x_y − ln S₀, μ = S₁/S₀ − ln S₀, σ² = S₂/S₀ − (S₁/S₀)², which no constant added to the
-    logits changes. Accumulates in float32, or in float64 for float64 logits.
-    Source: Zhang et al. 2025 (Min-K%++), eq. 3; shifted sums as in the log-sum-exp trick.
-    """
-    x = logits if logits.dtype == torch.float64 else logits.float()
-    ones = torch.ones(x.shape[1], dtype=x.dtype, device=x.device)
-
-    def total(values: Tensor) -> Tensor:
-        return values.mv(ones) if x.device.type == "cpu" else values.sum(dim=-1)
-
-    # Comparisons give floats, and sums are products with ones: on a CPU both are several times
-    # faster than booleans, sums of booleans and max with indices. Counts are exact below 2²⁴.
-    scratch = torch.empty_like(x)
-    x.sub_(x.amax(dim=-1, keepdim=True))
-    at_target = x.gather(1, targets[:, None])
-    rank = total(torch.gt(x, at_target, out=scratch))
-    top = _top(x, scratch)
-    s0 = total(torch.exp(x, out=scratch))
-    s1 = total(scratch.mul_(x))
-    s2 = total(scratch.mul_(x))
-    broken = ~torch.isfinite(s2)
-    if broken.any():
-        # A logit of −∞ has weight 0, but 0·∞ is not 0 in floating point.
-        finite = x[broken].clamp_min(-_IMPOSSIBLE)
-        weight = finite.exp()
-        s1[broken], s2[broken] = (weight * finite).sum(-1), (weight * finite**2).sum(-1)
-    log_s0 = s0.log()
-    ratio = s1 / s0
-    variance = (s2 / s0 - ratio**2).clamp_min(0)
-    # An impossible target stays a number that scores can be computed with.
-    return at_target[:, 0].clamp_min(-_IMPOSSIBLE) - log_s0, ratio - log_s0, variance, rank.long(), top
-
-
-def _top(x: Tensor, scratch: Tensor) -> Tensor:
-    """The first of the largest values (0) of each row of `x`."""
-    if x.device.type != "cpu":
-        return x.argmax(dim=-1)
-    torch.ge(x, 0, out=scratch)
-    # Index + 1 of the one largest value; of several, the sum, which is beyond each of them.
-    numbers = torch.arange(1, x.shape[1] + 1, dtype=x.dtype, device=x.device)
-    top = scratch.mv(numbers).long().sub_(1)
-    inside = top.clamp_max(x.shape[1] - 1)
-    tied = (top != inside) | (x.gather(1, inside[:, None])[:, 0] < 0)
-    if tied.any():
-        top[tied] = x[tied].argmax(dim=-1)
-    return top
 
 
 @dataclass(frozen=True)
@@ -245,11 +185,5 @@ def _reduce(model: Model, head: _Head, ids: np.ndarray, mask: np.ndarray, scored
     input_ids, selected = torch.from_numpy(ids).to(on), torch.from_numpy(scored).to(on)
     states = head.hidden(input_ids, torch.from_numpy(mask).to(on))[selected]
     targets = input_ids[:, 1:][selected[:, :-1]]
-    rows = max(64, _CHUNK_BYTES.get(on.type, 8 << 20) // (4 * head.vocabulary))
-    parts: list[tuple[Tensor, ...]] = []
-    for start in range(0, len(states), rows):
-        logits = head.logits(states[start : start + rows])
-        parts.append(token_statistics(logits, targets[start : start + rows]))
-    if not parts:
-        return [np.empty(0) for _ in _FIELDS]
-    return [torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)]
+    found = head_statistics(head.logits, states, targets, head.vocabulary)
+    return [column.cpu().numpy() for column in found]

@@ -16,7 +16,7 @@ import torch
 
 from sordino.attacks.base import find
 from sordino.attacks.extraction.exposure import Exposure, search
-from sordino.collect import token_statistics
+from sordino.reduction import token_statistics
 from sordino.signals import Signals, Statistics
 
 

@@ -1,128 +1,20 @@
 """The fused pass against brute force: a record at a time, whole logits, float64."""
 
-import json
-import math
 from dataclasses import fields, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from brute_statistics import NAMES, brute, near
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sordino import collect as collecting
-from sordino.collect import collect, token_statistics
+from sordino import reduction
+from sordino.collect import collect
 from sordino.config import MethodConfig, ModelConfig
 from sordino.model import Model, attach
 from sordino.serialize import Tokens
 from sordino.signals import Statistics
-
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "membership_scores.json").read_text(encoding="utf-8"))
-NAMES = ("logprob", "mean", "variance", "rank", "top")
-
-
-def brute(logits, targets):
-    """The definitions, in float64, a row at a time."""
-    rows = []
-    for row, target in zip(logits.double(), targets.tolist(), strict=True):
-        finite = row[row > -math.inf]
-        logp = finite - torch.logsumexp(finite, 0)
-        mean = (logp.exp() * logp).sum()
-        variance = (logp.exp() * (logp - mean) ** 2).sum()
-        own = row[target] - torch.logsumexp(finite, 0)
-        rows.append((float(own), float(mean), float(variance), int((row > row[target]).sum()), int(row.argmax())))
-    return [np.array(column) for column in zip(*rows, strict=True)]
-
-
-def near(found, expected, tolerance, names=NAMES):
-    for name, a, b in zip(names, found, expected, strict=True):
-        if name in ("rank", "top"):
-            np.testing.assert_array_equal(np.asarray(a), b, err_msg=name)
-        else:
-            np.testing.assert_allclose(np.asarray(a), b, rtol=tolerance, atol=tolerance, err_msg=name)
-
-
-@pytest.fixture
-def logits():
-    generator = torch.Generator().manual_seed(5)
-    return torch.randn(40, 97, generator=generator, dtype=torch.float64) * 4
-
-
-@pytest.fixture
-def targets():
-    return torch.randint(0, 97, (40,), generator=torch.Generator().manual_seed(6))
-
-
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
-def test_statistics_are_their_definitions(logits, targets, dtype, tolerance):
-    near(token_statistics(logits.clone().to(dtype), targets), brute(logits, targets), tolerance)
-
-
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-5)])
-@pytest.mark.parametrize("which", ["target", "reference"])
-def test_statistics_are_the_golden_ones(dtype, tolerance, which):
-    inputs = GOLDEN["inputs"]
-    mask, ids = np.array(inputs["attention_mask"]), torch.tensor(inputs["ids"])
-    for row, expected in enumerate(GOLDEN["token_stats"][which]):
-        scored = np.flatnonzero(mask[row, :-1] & mask[row, 1:])
-        logits = torch.tensor(inputs[f"{which}_logits"][row], dtype=dtype)[scored]
-        names = ("logprob", "mean_logprob", "var_logprob", "rank", "top1_id")
-        near(token_statistics(logits, ids[row, scored + 1]), [np.array(expected[n]) for n in names], tolerance)
-
-
-@pytest.mark.parametrize("constant", [512.0, -4096.0])
-def test_a_constant_added_to_the_logits_changes_nothing(logits, targets, constant):
-    # Logits on a grid of 1/64 hold the constant exactly, even in float32.
-    grid = (logits * 64).round() / 64
-    for dtype in (torch.float32, torch.float64):
-        plain = token_statistics(grid.to(dtype), targets)
-        for a, b in zip(token_statistics((grid + constant).to(dtype), targets), plain, strict=True):
-            assert torch.equal(a, b)
-
-
-def test_a_large_constant_in_float64(logits, targets):
-    near(token_statistics(logits + 1e5, targets), brute(logits, targets), 1e-9)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_masked_logits_have_no_weight(logits, targets, dtype):
-    # Tokens a model never says, such as the padding of its vocabulary.
-    logits[:20, 60:] = -math.inf
-    logits[torch.arange(40), targets] = logits[torch.arange(40), targets].clamp_min(-9)
-    near(token_statistics(logits.clone().to(dtype), targets), brute(logits, targets), 2e-5)
-
-
-def test_an_impossible_target_is_very_surprising_but_finite_and_nothing_else(logits, targets):
-    logits[0, targets[0]] = -math.inf
-    found = token_statistics(logits.clone(), targets)
-    expected = brute(logits, targets)
-    near([c[1:] for c in found], [c[1:] for c in expected], 1e-9)
-    near([c[:1] for c in found[1:]], [c[:1] for c in expected[1:]], 1e-9, names=NAMES[1:])
-    assert -2e4 < float(found[0][0]) < -9e3
-    assert int(found[3][0]) == 96
-
-
-def test_a_certain_token_has_no_variance():
-    logits = torch.full((1, 10), -80.0)
-    logits[0, 3] = 80.0
-    logprob, mean, variance, rank, top = token_statistics(logits, torch.tensor([3]))
-    assert [float(x) for x in (logprob, mean, variance)] == [0.0, 0.0, 0.0]
-    assert (int(rank), int(top)) == (0, 3)
-
-
-def test_of_likeliest_tokens_that_tie_the_first_is_named_and_none_is_above(logits, targets):
-    for dtype in (torch.float32, torch.float64):
-        tied = logits.clone().to(dtype)
-        tied[:, [20, 50, 90]] = tied.max() + 1
-        found = token_statistics(tied.clone(), torch.full((40,), 50))
-        near(found, brute(tied, torch.full((40,), 50)), 2e-5)
-        assert set(found[3].tolist()) == {0}
-        assert set(found[4].tolist()) == {20}
-
-
-def test_half_precision_is_reduced_in_float32(logits, targets):
-    half = logits.to(torch.bfloat16)
-    near(token_statistics(half.clone(), targets), brute(half, targets), 2e-5)
 
 
 def some_tokens(lengths=(30, 3, 17, 60, 8, 1, 45, 17, 2, 33), seed=0, prompts=True):
@@ -187,7 +79,7 @@ def test_padding_order_and_company_change_nothing(model, monkeypatch):
     for budget in (1, 100):
         monkeypatch.setitem(collecting._BATCH_TOKENS, "cpu", budget)
         assert_close(collect(model, tokens), whole)
-    monkeypatch.setitem(collecting._CHUNK_BYTES, "cpu", 1)
+    monkeypatch.setitem(reduction._PIECE_BYTES, "cpu", 1)
     assert_close(collect(model, tokens), whole)
 
 
@@ -313,7 +205,7 @@ class Largest(TorchDispatchMode):
 
 
 def test_logits_are_never_all_there_at_once(model, monkeypatch):
-    monkeypatch.setitem(collecting._CHUNK_BYTES, "cpu", 64 * 4 * 2048)
+    monkeypatch.setitem(reduction._PIECE_BYTES, "cpu", 64 * 4 * 2048)
     tokens = some_tokens((60,) * 8, prompts=False)
     with Largest(2048) as seen:
         made = collect(model, tokens)
