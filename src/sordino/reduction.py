@@ -6,6 +6,7 @@ float64, they are torch operations with the same result.
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int64
@@ -71,8 +72,9 @@ def _by_kernel(x: Tensor, targets: Tensor, pool: ThreadPoolExecutor, threads: in
     peaks = x.amax(dim=-1) if len(x) else x.new_empty(0)
     arrays = x.numpy(), targets.numpy(), peaks.numpy(), out.numpy()
     edges = [len(x) * i // threads for i in range(threads + 1)]
-    others = [pool.submit(sums, *arrays, edges[i], edges[i + 1]) for i in range(1, threads)]
-    sums(*arrays, edges[0], edges[1])
+    part: Callable[[int, int], None] = partial(sums, *arrays)
+    others = [pool.submit(part, edges[i], edges[i + 1]) for i in range(1, threads)]
+    part(edges[0], edges[1])
     for other in others:
         other.result()
     return tuple(out)
