@@ -20,11 +20,26 @@ from sordino.errors import ConfigError, RunError, did_you_mean
 from sordino.records import DataConfig, SplitConfig
 from sordino.results import AuditPlan
 
-__all__ = ["MethodConfig", "ModelConfig", "RunConfig", "TrainConfig", "load", "parse_flags", "recorded"]
+__all__ = [
+    "MethodConfig",
+    "ModelConfig",
+    "RunConfig",
+    "TrainConfig",
+    "check_method",
+    "load",
+    "parse_flags",
+    "recorded",
+]
 
 _ENVIRONMENT = "SORDINO__"
 _NAME = re.compile(r"[\w-]+")
 _EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
+# Which methods use a key of MethodConfig.
+_USED_BY = {
+    **dict.fromkeys(("variant", "rank", "alpha", "dropout", "targets"), ("lora",)),
+    "virtual_tokens": ("prefix", "prompt"),
+    "bottleneck": ("adapters",),
+}
 T = TypeVar("T")
 
 
@@ -43,16 +58,22 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
-    """How weights are tuned: `lora` (Hu et al. 2021) or `full`.
+    """How weights are tuned; see docs/fine-tuning.md for what each `kind` does.
 
-    `targets` are names of linear modules that get an adapter; `all-linear` means all but the head.
+    For `lora`: `variant`, `rank`, `alpha`, `dropout`, and `targets`, names of linear modules that
+    get an adapter (`all-linear`: all but the head). For `prefix` and `prompt`: `virtual_tokens`.
+    For `adapters`: the width of their `bottleneck`. A value for a key the method has no use for is
+    an error.
     """
 
-    kind: Literal["lora", "full"] = "lora"
+    kind: Literal["lora", "full", "prefix", "prompt", "ia3", "bitfit", "head", "adapters"] = "lora"
+    variant: Literal["plain", "rslora", "dora"] = "plain"
     rank: int = 16
     alpha: float = 32.0
     dropout: float = 0.0
     targets: str | tuple[str, ...] = "all-linear"
+    virtual_tokens: int = 20
+    bottleneck: int = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,6 +305,8 @@ def _check_values(config: RunConfig) -> None:
         ("method.rank", method.rank, method.rank >= 1, "at least 1"),
         ("method.alpha", method.alpha, method.alpha > 0, "above 0"),
         ("method.dropout", method.dropout, 0 <= method.dropout < 1, "0 to below 1"),
+        ("method.virtual_tokens", method.virtual_tokens, method.virtual_tokens >= 1, "at least 1"),
+        ("method.bottleneck", method.bottleneck, method.bottleneck >= 1, "at least 1"),
         ("split.candidates", split.candidates, 0 <= split.candidates <= 1, "a share, 0 to 1"),
         ("split.validation", split.validation, 0 <= split.validation < 1, "a share, 0 to below 1"),
         ("split", split, split.candidates + split.validation <= 1, "candidates + validation at most 1"),
@@ -301,3 +324,13 @@ def _check_values(config: RunConfig) -> None:
     for key, value, good, allowed in rules:
         if not good:
             raise ConfigError(f"{key} is {value!r}.", f"Allowed: {allowed}.")
+    check_method(method)
+
+
+def check_method(method: MethodConfig) -> None:
+    """Raises `ConfigError` where a key is set that the method has no use for."""
+    for field in dataclasses.fields(method):
+        users, value = _USED_BY.get(field.name, ()), getattr(method, field.name)
+        if users and method.kind not in users and value != field.default:
+            message = f"method.{field.name} is {value!r}, but method.kind {method.kind} has no use for it."
+            raise ConfigError(message, f"Remove it; it belongs to {' and '.join(users)}.")

@@ -168,12 +168,12 @@ def train_run(run: Run, *, say: Say = _SILENT, monitor: Monitor = lambda progres
         base_digest = base.digest()
         _same_base(card, base_digest)
         placed = load_split(run.records)
-        serializer = serializer_for(config, base.tokenizer, base.context)
+        model = attach(base, config.method, config.seed)
+        serializer = serializer_for(config, base.tokenizer, model.context)
         training, notices = _training_tokens(placed.training, serializer)
         validation, more = _training_tokens(placed.validation, serializer)
         for notice in [*notices, *more]:
             say(notice.message)
-        model = attach(base, config.method, config.seed)
         counts = _parameters(model.module)
         card = dataclasses.replace(
             card,
@@ -183,7 +183,7 @@ def train_run(run: Run, *, say: Say = _SILENT, monitor: Monitor = lambda progres
                 "base": base_digest,
                 "tokenizer": tokenizer_digest(base),
                 "serializer": serializer.rule,
-                "context": base.context,
+                "context": model.context,
                 "max_length": serializer.max_length,
                 **counts,
             },
