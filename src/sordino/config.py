@@ -84,6 +84,8 @@ class TrainConfig:
     becomes of longer records; `warmup` is a share of all steps; `clip` the largest gradient norm
     (0: none); `checkpoint_every` in steps; `validate_every` in steps (default: once an epoch).
     `select` says which weights are kept: the last, or those with the best validation loss.
+    `precision` is that of matrix products; weights stay float32. `gradient_checkpointing` computes
+    activations twice to keep fewer of them.
     """
 
     epochs: int = 3
@@ -99,6 +101,8 @@ class TrainConfig:
     checkpoint_every: int = 100
     validate_every: int | None = None
     select: Literal["last", "best"] = "last"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    gradient_checkpointing: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,6 +295,7 @@ def _whereabouts(key: str, hints: Mapping[str, Any]) -> str:
 def _check_values(config: RunConfig) -> None:
     train, method, split, audit = config.train, config.method, config.split, config.audit
     every = train.validate_every
+    half = train.precision == "fp16" and config.model.device in ("cpu", "mps")
     rules: tuple[tuple[str, Any, bool, str], ...] = (
         ("train.epochs", train.epochs, train.epochs >= 1, "at least 1"),
         ("train.batch_size", train.batch_size, train.batch_size >= 1, "at least 1"),
@@ -302,6 +307,7 @@ def _check_values(config: RunConfig) -> None:
         ("train.max_length", train.max_length, train.max_length is None or train.max_length >= 8, "at least 8 tokens"),
         ("train.checkpoint_every", train.checkpoint_every, train.checkpoint_every >= 1, "at least 1 step"),
         ("train.validate_every", every, every is None or every >= 1, "at least 1 step"),
+        ("train.precision", train.precision, not half, "fp32 or bf16 on this model.device; fp16 needs CUDA"),
         ("method.rank", method.rank, method.rank >= 1, "at least 1"),
         ("method.alpha", method.alpha, method.alpha > 0, "above 0"),
         ("method.dropout", method.dropout, 0 <= method.dropout < 1, "0 to below 1"),

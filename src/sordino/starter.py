@@ -61,6 +61,8 @@ train:
   checkpoint_every: 100 # steps
   validate_every: null # steps; null: once an epoch
   select: last       # last or best (by validation loss)
+  precision: fp32    # of matrix products: fp32, bf16, or fp16 (CUDA only); weights stay fp32
+  gradient_checkpointing: false # true computes activations twice and keeps fewer: less memory, slower
 
 audit:               # fixed before training, so that nothing can be chosen by what the audit sees
   headline: reference # the attack of the lower bound on epsilon

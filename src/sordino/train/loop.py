@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from sordino.config import TrainConfig
 from sordino.errors import TrainingError
@@ -17,7 +17,8 @@ from sordino.model import Model
 from sordino.run import Run, disk_errors
 from sordino.serialize import Tokens
 from sordino.train.checkpoint import latest, load_checkpoint, save_checkpoint, trainable
-from sordino.train.collate import Batch, collate, epoch_batches
+from sordino.train.collate import collate, epoch_batches
+from sordino.train.objective import Objective, check_precision, loss_scaler, recomputed
 from sordino.train.progress import Monitor, Progress
 
 __all__ = ["learning_rate", "train", "validation_loss"]
@@ -36,22 +37,18 @@ def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
     return config.learning_rate * factor[config.schedule]
 
 
-def _loss_sum(model: Model, batch: Batch) -> torch.Tensor:
-    logits = model.module(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-    scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    # Summed, not averaged: parts of a batch have different numbers of targets and weigh accordingly.
-    return cross_entropy(scores[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten(), reduction="sum")
-
-
-def validation_loss(model: Model, tokens: Sequence[Tokens], batch_size: int) -> float | None:
+def validation_loss(
+    model: Model, tokens: Sequence[Tokens], batch_size: int, objective: Objective | None = None
+) -> float | None:
     """The mean NLL a token, in nats, over `tokens`; None where there are none."""
+    objective = objective or Objective(model)
     order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
     total, count = 0.0, 0
     with model.active():
         for start in range(0, len(order), batch_size):
             chosen = [tokens[i] for i in order[start : start + batch_size]]
             batch = collate(chosen, model.tokenizer.pad_token_id, model.device)
-            total += float(_loss_sum(model, batch))
+            total += float(objective(batch))
             count += batch.targets
     return total / count if count else None
 
@@ -65,7 +62,10 @@ def _explained(config: TrainConfig) -> Iterator[None]:
         if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in text:
             raise
         message = f"Out of memory with {config.batch_size} records a step in {config.accumulation} parts."
-        hint = "Start a new run with more train.accumulation, or less train.batch_size or train.max_length."
+        hint = (
+            "Start a new run with train.gradient_checkpointing, more train.accumulation, or less train.batch_size "
+            "or train.max_length; `sordino train --dry-run` estimates what each needs."
+        )
         raise TrainingError(message, hint) from error
 
 
@@ -80,9 +80,17 @@ class _Trainer:
 
     def __post_init__(self) -> None:
         self.parameters = list(trainable(self.model.module).values())
+        self.device = self.model.device
+        check_precision(self.config.precision, self.device)
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=self.config.learning_rate, weight_decay=self.config.weight_decay
+            self.parameters,
+            lr=self.config.learning_rate,
+            weight_decay=self.config.weight_decay,
+            # One pass over the weights instead of a dozen; the same arithmetic (see benchmarks/training.py).
+            fused=self.device.type in ("cpu", "cuda"),
         )
+        self.objective = Objective(self.model, self.config.precision)
+        self.scaler = loss_scaler(self.config.precision, self.device)
         self.per_epoch = math.ceil(len(self.training) / self.config.batch_size)
         self.steps = self.per_epoch * self.config.epochs
         self.log = self.run.private / "losses.jsonl"
@@ -97,26 +105,40 @@ class _Trainer:
                 if step >= start:
                     yield step, batch
 
-    def step(self, number: int, indices: list[int]) -> tuple[float, int]:
-        """One optimizer step; returns the mean loss a token and the number of targets."""
-        self.model.module.train()
+    def step(self, number: int, indices: list[int]) -> tuple[float, int, bool]:
+        """One optimizer step; returns the mean loss a token, the number of targets, and whether it was skipped."""
         size = math.ceil(len(indices) / self.config.accumulation)
-        pad, device = self.model.tokenizer.pad_token_id, self.model.device
         chosen = [self.training[i] for i in indices]
-        parts = [collate(chosen[k : k + size], pad, device) for k in range(0, len(chosen), size)]
+        pad = self.model.tokenizer.pad_token_id
+        parts = [collate(chosen[k : k + size], pad, self.device) for k in range(0, len(chosen), size)]
         targets = sum(part.targets for part in parts)
-        total = 0.0
+        losses = []
         for part in parts:
-            loss = _loss_sum(self.model, part) / max(1, targets)
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip or math.inf)
-        self._refuse_nan(number, total, float(norm))
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(number, self.steps, self.config)
-        self.optimizer.step()
+            mean = self.objective(part) / max(1, targets)
+            self.scaler.scale(mean).backward()  # type: ignore[no-untyped-call]
+            losses.append(mean.detach())
+        self.scaler.unscale_(self.optimizer)
+        norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        total = torch.stack(losses).sum()
+        # The one time in a step that the device is waited for: a loss that is no number must not reach the weights.
+        loss, length = torch.stack([total, norm.to(total)]).tolist()
+        overflowed = self._overflowed(loss, length)
+        if not overflowed:
+            self._refuse_nan(number, loss, length)
+            # The length is known by now, so gradients that are short enough need not be multiplied by 1.
+            if self.config.clip and length + 1e-6 > self.config.clip:
+                clip_grads_with_norm_(self.parameters, self.config.clip, norm)
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(number, self.steps, self.config)
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return total, targets
+        return loss, targets, overflowed
+
+    def _overflowed(self, loss: float, norm: float) -> bool:
+        # While the scale of float16 gradients is still sought, infinite ones are no failure. A scale below 1 is.
+        sought = self.scaler.is_enabled() and float(self.scaler.get_scale()) >= 1
+        return sought and math.isfinite(loss) and not math.isfinite(norm)
 
     def _refuse_nan(self, number: int, loss: float, norm: float) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
@@ -136,9 +158,9 @@ class _Trainer:
 
     def checkpoint(self, progress: Progress) -> None:
         """Save the state under `last`, and under `best` where the validation loss says so."""
-        if progress.best_step == progress.step:
-            save_checkpoint(self.run.checkpoints / "best", self.model.module, self.optimizer, progress)
-        save_checkpoint(self.run.checkpoints / "last", self.model.module, self.optimizer, progress)
+        for name in ("best", "last") if progress.best_step == progress.step else ("last",):
+            folder = self.run.checkpoints / name
+            save_checkpoint(folder, self.model.module, self.optimizer, progress, self.scaler)
         self.run.event("checkpoint", step=progress.step)
 
     def tell(self, progress: Progress, *, last: bool) -> None:
@@ -165,14 +187,14 @@ class _Trainer:
             self.log.write_bytes(b"")
             self.log.chmod(0o600)
             return Progress(threads=torch.get_num_threads())
-        progress = load_checkpoint(folder, self.model.module, self.optimizer)
+        progress = load_checkpoint(folder, self.model.module, self.optimizer, self.scaler)
         os.truncate(self.log, progress.log_bytes)
         self.run.event("resumed", step=progress.step, threads=torch.get_num_threads())
         return progress
 
     def validate(self, progress: Progress) -> Progress:
         """Measure the validation loss and note whether it is the best so far."""
-        loss = validation_loss(self.model, self.validation, self.config.batch_size)
+        loss = validation_loss(self.model, self.validation, self.config.batch_size, self.objective)
         if loss is None:
             return progress
         progress = self.write_losses(progress, step=progress.step, validation=loss)
@@ -206,12 +228,14 @@ def train(
     trainer = _Trainer(run, model, *tokens, config, seed)
     progress = trainer.resume()
     every = config.validate_every or trainer.per_epoch
-    with _explained(config):
+    model.module.train()
+    with _explained(config), recomputed(model.module, on=config.gradient_checkpointing):
         started = time.monotonic() - progress.seconds
         for number, indices in trainer.batches(progress.step):
-            loss, targets = trainer.step(number, indices)
+            loss, targets, skipped = trainer.step(number, indices)
             spent, done = time.monotonic() - started, progress.tokens + targets
             progress = replace(progress, step=number + 1, loss=loss, tokens=done, seconds=spent)
+            progress = replace(progress, skipped=progress.skipped + skipped)
             progress = trainer.write_losses(progress, step=progress.step, loss=loss)
             last = progress.step == trainer.steps
             if progress.step % every == 0 or last:

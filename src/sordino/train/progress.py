@@ -8,7 +8,10 @@ __all__ = ["Monitor", "Progress"]
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far training has come: `step` optimizer steps and the bytes of the loss log that go with them."""
+    """How far training has come: `step` optimizer steps and the bytes of the loss log that go with them.
+
+    `skipped` of the steps changed nothing, because a float16 gradient overflowed and its scale was lowered.
+    """
 
     step: int = 0
     tokens: int = 0
@@ -19,6 +22,7 @@ class Progress:
     best_step: int | None = None
     log_bytes: int = 0
     threads: int = 0
+    skipped: int = 0
 
 
 Monitor = Callable[[Progress, int], None]
