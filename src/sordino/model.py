@@ -23,11 +23,13 @@ __all__ = [
     "count_parameters",
     "load",
     "load_tokenizer",
+    "on_adapter",
     "pick_device",
     "resolve",
     "restore",
     "save",
     "tokenizer_digest",
+    "tokenizer_digest_of",
     "weights_digest",
 ]
 
@@ -178,8 +180,8 @@ def load_tokenizer(config: ModelConfig, folder: str | None = None) -> Any:
     return tokenizer
 
 
-def load(config: ModelConfig, folder: str | None = None) -> Model:
-    """The untuned model (or the fully tuned weights in `folder`); safetensors only.
+def load(config: ModelConfig, folder: str | None = None, dtype: torch.dtype | str = torch.float32) -> Model:
+    """The untuned model (or the fully tuned weights in `folder`) in `dtype`, or "auto"; safetensors only.
 
     Raises `ModelError` where it is missing, brings code, has pickled weights, or is no causal LM.
     """
@@ -192,7 +194,7 @@ def load(config: ModelConfig, folder: str | None = None) -> Model:
             revision=config.revision,
             trust_remote_code=config.remote_code,
             use_safetensors=True,
-            dtype=torch.float32,
+            dtype=dtype,
         )
     if module.get_output_embeddings() is None:
         raise ModelError(f"{config.path!r} has no language-model head.", "Use a causal language model.")
@@ -271,12 +273,16 @@ def restore(config: ModelConfig, method: MethodConfig, folder: Path) -> Model:
     require_safetensors(folder)
     if method.kind == "full":
         return dataclasses.replace(load(config, str(folder)), method=method)
+    return dataclasses.replace(on_adapter(load(config), folder), method=method)
+
+
+def on_adapter(base: Model, folder: Path) -> Model:
+    """`base` with the PEFT adapter in `folder` on it."""
     from peft import PeftModel
 
-    base = load(config)
-    with _loading(config, "The adapter on"), _quiet():
+    with _loading(base.config, "The adapter on"), _quiet():
         module = PeftModel.from_pretrained(base.module, str(folder), is_trainable=False)
-    return Model(module=module.to(base.device), tokenizer=base.tokenizer, config=config, method=method)
+    return Model(module=module.to(base.device), tokenizer=base.tokenizer, config=base.config, method=MethodConfig())
 
 
 def count_parameters(config: ModelConfig, method: MethodConfig) -> dict[str, int]:
@@ -300,7 +306,12 @@ def count_parameters(config: ModelConfig, method: MethodConfig) -> dict[str, int
 
 def tokenizer_digest(model: Model) -> str:
     """A digest of the tokenizer's rules."""
-    return digest(model.tokenizer.backend_tokenizer.to_str(), str(model.tokenizer.chat_template or ""))
+    return tokenizer_digest_of(model.tokenizer)
+
+
+def tokenizer_digest_of(tokenizer: Any) -> str:
+    """A digest of a tokenizer's rules."""
+    return digest(tokenizer.backend_tokenizer.to_str(), str(tokenizer.chat_template or ""))
 
 
 def weights_digest(folder: Path) -> str:
