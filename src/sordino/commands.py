@@ -1,15 +1,26 @@
 """What each command does: it calls the library, shows progress on stderr and data on stdout."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from sordino.console import display, say, show_notices
 from sordino.errors import ConfigError, RunError
 from sordino.results import AuditPlan, AuditReport
 from sordino.run import Run
 
-__all__ = ["exit_code", "newest", "run_audit", "run_demo", "run_init", "run_list", "run_report", "run_train"]
+__all__ = [
+    "exit_code",
+    "newest",
+    "run_audit",
+    "run_audit_elsewhere",
+    "run_demo",
+    "run_init",
+    "run_list",
+    "run_report",
+    "run_train",
+]
 
 
 def newest(root: Path = Path("runs")) -> Path:
@@ -131,13 +142,46 @@ def run_list(as_json: bool) -> int:
     return 0
 
 
-def run_audit(folder: Path | None, require: Sequence[str], attacks: Sequence[str], as_json: bool) -> int:
+def run_audit(words: Sequence[str], require: Sequence[str], attacks: Sequence[str], as_json: bool) -> int:
     """Audit a run, print its table and write its report."""
+    for word in words:
+        if word.startswith("-"):
+            message = f"{word} is no option of an audit of a run."
+            hint = "Keys such as --data.text go with --model, --members and --nonmembers; see `sordino audit --help`."
+            raise ConfigError(message, hint)
+    if len(words) > 1:
+        raise ConfigError(f"{len(words)} run folders were given: {', '.join(words)}.", "Audit one at a time.")
+    return _audit(Run.open(words[0] if words else newest()), require, attacks, as_json)
+
+
+def run_audit_elsewhere(
+    words: Sequence[str], given: Mapping[str, str], require: Sequence[str], attacks: Sequence[str], as_json: bool
+) -> int:
+    """Audit a model that was trained elsewhere, in a run folder of its own."""
+    from sordino.audit.external import create_external
+    from sordino.audit.settings import load_external
+
+    if words and not words[0].startswith("-"):
+        message = (
+            f"{words[0]} is a run folder, and --{next(iter(given)).replace('_', '-')} is for a model from elsewhere."
+        )
+        raise ConfigError(message, "Give one or the other.")
+    values: dict[str, Any] = {k: v for k, v in given.items() if k not in ("model", "members")}
+    values |= {"model": {"path": given["model"]}} if "model" in given else {}
+    values |= {"data": {"path": given["members"]}} if "members" in given else {}
+    run = create_external(load_external(values, words))
+    show_notices(run.card.notices)
+    say(f"writing to {run.path}")
+    if "requests" in run.card.model:
+        say(f"asking {run.card.model['endpoint']}: {run.card.model['requests']}, less what was answered before")
+    return _audit(run, require, attacks, as_json)
+
+
+def _audit(run: Run, require: Sequence[str], attacks: Sequence[str], as_json: bool) -> int:
     from sordino.audit.flow import audit
     from sordino.report import render_table, write_report
     from sordino.results import encode
 
-    run = Run.open(folder or newest())
     with display() as shown:
         report = audit(run, require=require, attacks=attacks, ticker=shown.task)
     if as_json:

@@ -26,9 +26,13 @@ __all__ = [
     "RunConfig",
     "TrainConfig",
     "check_method",
+    "check_values",
+    "convert",
     "load",
+    "merge",
     "parse_flags",
     "recorded",
+    "recorded_as",
 ]
 
 _ENVIRONMENT = "SORDINO__"
@@ -139,22 +143,33 @@ def load(
         _from_environment(os.environ if environment is None else environment),
         parse_flags(flags),
     ):
-        merged = _merge(merged, layer)
+        merged = merge(merged, layer)
     _check_keys(merged, RunConfig, "")
     if "data" not in merged:
         raise ConfigError("No data is configured.", "Set `data.path` to your file of records.")
-    try:
-        config = _complete(msgspec.convert(merged, RunConfig))
-    except msgspec.ValidationError as error:
-        raise _mistyped(error, merged) from error
-    _check_values(config)
+    config = convert(merged, RunConfig)
+    check_values(config)
     return config
 
 
-def recorded(values: Mapping[str, Any], source: str) -> RunConfig:
-    """The configuration that a run card holds; raises `RunError` where it was damaged."""
+def convert(values: Mapping[str, Any], kind: type[T]) -> T:
+    """`values` as the configuration `kind`; raises `ConfigError` for unknown keys and wrong types."""
+    _check_keys(values, kind, "")
     try:
-        return _complete(msgspec.convert(values, RunConfig))
+        return _complete(msgspec.convert(values, kind))
+    except msgspec.ValidationError as error:
+        raise _mistyped(error, values, kind) from error
+
+
+def recorded(values: Mapping[str, Any], source: str) -> RunConfig:
+    """The configuration of a training that a run card holds; raises `RunError` where it was damaged."""
+    return recorded_as(RunConfig, values, source)
+
+
+def recorded_as(kind: type[T], values: Mapping[str, Any], source: str) -> T:
+    """The configuration `kind` that a run card holds; raises `RunError` where it was damaged."""
+    try:
+        return _complete(msgspec.convert(values, kind))
     except msgspec.ValidationError as error:
         raise RunError(f"The configuration in {source} is damaged: {error}.", "Restore the file.") from error
 
@@ -167,10 +182,9 @@ def _complete(value: T) -> T:
     return type(value)(**fields)
 
 
-def _mistyped(error: msgspec.ValidationError, merged: Mapping[str, Any]) -> ConfigError:
+def _mistyped(error: msgspec.ValidationError, merged: Mapping[str, Any], kind: Any) -> ConfigError:
     what, _, place = str(error).partition(" - at `$.")
     key = place.rstrip("`").split("[")[0]
-    kind: Any = RunConfig
     value: Any = merged
     for name in key.split(".") if key else ():
         kind = typing.get_type_hints(_section(kind) or object).get(name)
@@ -215,12 +229,13 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings as one, the values of `above` winning."""
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
         both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        merged[key] = _merge(old, value) if both else value  # type: ignore[arg-type]
+        merged[key] = merge(old, value) if both else value  # type: ignore[arg-type]
     return merged
 
 
@@ -250,7 +265,7 @@ def parse_flags(flags: Sequence[str]) -> dict[str, Any]:
             if not rest:
                 raise ConfigError(f"{word} has no value.", f"Write `{word} VALUE`.")
             value = rest.pop(0)
-        merged = _merge(merged, _nest(name, value))
+        merged = merge(merged, _nest(name, value))
     return merged
 
 
@@ -259,7 +274,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     for name, value in environment.items():
         if name.startswith(_ENVIRONMENT):
             dotted = name.removeprefix(_ENVIRONMENT).lower().replace("__", ".")
-            merged = _merge(merged, _nest(dotted, value))
+            merged = merge(merged, _nest(dotted, value))
     return merged
 
 
@@ -292,7 +307,8 @@ def _whereabouts(key: str, hints: Mapping[str, Any]) -> str:
     return f"Did you mean '{owners[0]}.{key}'?" if len(owners) == 1 else ""
 
 
-def _check_values(config: RunConfig) -> None:
+def check_values(config: RunConfig) -> None:
+    """Raise `ConfigError` for a value out of its range."""
     train, method, split, audit = config.train, config.method, config.split, config.audit
     every = train.validate_every
     half = train.precision == "fp16" and config.model.device in ("cpu", "mps")

@@ -8,10 +8,11 @@ from sordino.model.loading import (
     pick_device,
     resolve,
     tokenizer_digest,
+    tokenizer_digest_of,
     weights_digest,
 )
 from sordino.model.methods import unwrapped
-from sordino.model.tuning import attach, count_parameters, restore, save
+from sordino.model.tuning import attach, count_parameters, on_adapter, restore, save
 
 __all__ = [
     "BUNDLED",
@@ -20,11 +21,13 @@ __all__ = [
     "count_parameters",
     "load",
     "load_tokenizer",
+    "on_adapter",
     "pick_device",
     "resolve",
     "restore",
     "save",
     "tokenizer_digest",
+    "tokenizer_digest_of",
     "unwrapped",
     "weights_digest",
 ]

@@ -23,6 +23,7 @@ __all__ = [
     "quiet",
     "resolve",
     "tokenizer_digest",
+    "tokenizer_digest_of",
     "weights_digest",
 ]
 
@@ -108,8 +109,8 @@ def load_tokenizer(config: ModelConfig, folder: str | None = None) -> Any:
     return tokenizer
 
 
-def load(config: ModelConfig, folder: str | None = None) -> Model:
-    """The untuned model (or the fully tuned weights in `folder`); safetensors only.
+def load(config: ModelConfig, folder: str | None = None, dtype: torch.dtype | str = torch.float32) -> Model:
+    """The untuned model (or the fully tuned weights in `folder`) in `dtype`, or "auto"; safetensors only.
 
     Raises `ModelError` where it is missing, brings code, has pickled weights, or is no causal LM.
     """
@@ -122,7 +123,7 @@ def load(config: ModelConfig, folder: str | None = None) -> Model:
             revision=config.revision,
             trust_remote_code=config.remote_code,
             use_safetensors=True,
-            dtype=torch.float32,
+            dtype=dtype,
         )
     if module.get_output_embeddings() is None:
         raise ModelError(f"{config.path!r} has no language-model head.", "Use a causal language model.")
@@ -143,7 +144,12 @@ def quiet() -> Iterator[None]:
 
 def tokenizer_digest(model: Model) -> str:
     """A digest of the tokenizer's rules."""
-    return digest(model.tokenizer.backend_tokenizer.to_str(), str(model.tokenizer.chat_template or ""))
+    return tokenizer_digest_of(model.tokenizer)
+
+
+def tokenizer_digest_of(tokenizer: Any) -> str:
+    """A digest of a tokenizer's rules."""
+    return digest(tokenizer.backend_tokenizer.to_str(), str(tokenizer.chat_template or ""))
 
 
 def weights_digest(folder: Path) -> str:

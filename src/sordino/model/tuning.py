@@ -22,7 +22,7 @@ from sordino.model.methods.ia3 import ia3_config
 from sordino.model.methods.lora import lora_config
 from sordino.model.methods.virtual import prefix_config, prompt_config, real_positions
 
-__all__ = ["attach", "count_parameters", "restore", "save"]
+__all__ = ["attach", "count_parameters", "on_adapter", "restore", "save"]
 
 _TENSORS, _SETTINGS = "tuned.safetensors", "method.json"
 _OURS = ("head", "bitfit", "adapters")
@@ -139,14 +139,28 @@ def restore(config: ModelConfig, method: MethodConfig, folder: Path) -> Model:
     base = load(config)
     if method.kind in _OURS:
         return _restore_own(base, method, folder)
-    from peft import PeftModel
-
-    with loading(config, "The adapter on"), quiet():
-        module = PeftModel.from_pretrained(base.module, str(folder), is_trainable=False)
-    found = module.active_peft_config
+    model = on_adapter(base, folder)
+    found = model.module.active_peft_config
     if found.peft_type != _PEFT[method.kind] or virtual_tokens(method) != getattr(found, "num_virtual_tokens", 0):
         raise _another(folder, method)
+    return dataclasses.replace(model, method=method)
+
+
+def on_adapter(base: Model, folder: Path) -> Model:
+    """`base` with the PEFT adapter in `folder` on it, whoever trained it."""
+    from peft import PeftModel
+
+    with loading(base.config, "The adapter on"), quiet():
+        module = PeftModel.from_pretrained(base.module, str(folder), is_trainable=False)
+    kinds = {peft: kind for kind, peft in _PEFT.items()}
+    found = module.active_peft_config
+    method = MethodConfig(kind=kinds.get(found.peft_type, "lora"), **_virtual(found))  # type: ignore[arg-type]
     return dataclasses.replace(base, module=_trimmed(module).to(base.device), method=method)
+
+
+def _virtual(settings: Any) -> dict[str, int]:
+    count = getattr(settings, "num_virtual_tokens", None)
+    return {"virtual_tokens": int(count)} if count else {}
 
 
 def _restore_own(base: Model, method: MethodConfig, folder: Path) -> Model:

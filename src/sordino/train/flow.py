@@ -160,6 +160,8 @@ def train_run(run: Run, *, say: Say = _SILENT, monitor: Monitor = lambda progres
     with run.lock():
         run.tidy()
         card = run.card
+        if card.status == "external":
+            raise RunError(f"{run.path} is an audit of a model trained elsewhere.", "There is nothing to train in it.")
         if card.status == "trained":
             raise RunError(f"{run.path} is trained already.", f"Audit it: `sordino audit {run.path}`.")
         config = recorded(card.config, str(run.path / "run.json"))
