@@ -1,4 +1,4 @@
-"""The model handle: a causal language model with its tokenizer, tuned or as it was before tuning."""
+"""The model handle: a language model or classifier with its tokenizer, tuned or as it was before tuning."""
 
 import dataclasses
 import json
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sordino.classifier import Classes, head_names, load_classifier, prepare_shape, usable_context
 from sordino.config import MethodConfig, ModelConfig
 from sordino.errors import ConfigError, ModelError, SordinoError, did_you_mean
 from sordino.evidence import digest, digest_files, require_safetensors
@@ -38,13 +39,17 @@ DEFAULT_CONTEXT = 1024
 
 @dataclass(frozen=True)
 class Model:
-    """A model and its tokenizer; `tuned=False` is the same weights with the adapter switched off."""
+    """A model and its tokenizer; `tuned=False` is the same weights with the adapter switched off.
+
+    With `classes` it is a classifier of those, else a causal language model.
+    """
 
     module: Any
     tokenizer: Any
     config: ModelConfig
     method: MethodConfig | None = None
     tuned: bool = True
+    classes: Classes | None = None
 
     @property
     def device(self) -> torch.device:
@@ -55,6 +60,8 @@ class Model:
     def context(self) -> int:
         """The longest sequence the model was built for, in tokens."""
         length = getattr(self.module.config, "max_position_embeddings", None)
+        if length and self.classes is not None:
+            return usable_context(self.module, int(length))
         return int(length) if length else DEFAULT_CONTEXT
 
     @contextmanager
@@ -75,19 +82,19 @@ class Model:
             return self
         if _is_adapted(self.module):
             return dataclasses.replace(self, tuned=False)
-        return load(self.config)
+        return load(self.config, classes=self.classes)
 
     def digest(self) -> str:
         """blake2b over the names, types, shapes and bytes of the weights in use."""
         state = self.module.state_dict()
         if not self.tuned:
             # Named as before PEFT wrapped them, so that the digest is that of the model as it was loaded.
-            state = {_plain_name(k): v for k, v in state.items() if "lora_" not in k}
+            state = {_plain_name(k): v for k, v in state.items() if "lora_" not in k and ".modules_to_save." not in k}
         return digest(*_tensor_parts(state))
 
 
 def _plain_name(name: str) -> str:
-    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", ".")
 
 
 def _tensor_parts(state: Mapping[str, torch.Tensor]) -> Iterator[str | bytes]:
@@ -178,14 +185,20 @@ def load_tokenizer(config: ModelConfig, folder: str | None = None) -> Any:
     return tokenizer
 
 
-def load(config: ModelConfig, folder: str | None = None) -> Model:
-    """The untuned model (or the fully tuned weights in `folder`); safetensors only.
+def load(config: ModelConfig, folder: str | None = None, *, classes: Classes | None = None) -> Model:
+    """The untuned model (or the fully tuned weights in `folder`), a classifier of `classes` if given.
 
-    Raises `ModelError` where it is missing, brings code, has pickled weights, or is no causal LM.
+    Safetensors only. Raises `ModelError` where it is missing, brings code, has pickled weights, or is
+    neither a causal LM nor, with `classes`, a trunk that a classifier's head fits on.
     """
     from transformers import AutoModelForCausalLM
 
     tokenizer = load_tokenizer(config)
+    if classes is not None:
+        source, pad = folder or resolve(config.path), tokenizer.pad_token_id
+        with _loading(config, "The classifier"), _unreported():
+            module = load_classifier(config, source, classes, pad=pad, tuned=folder is not None)
+        return Model(module.to(pick_device(config.device)), tokenizer, config, classes=classes)
     with _loading(config, "The model"):
         module = AutoModelForCausalLM.from_pretrained(
             folder or resolve(config.path),
@@ -197,6 +210,19 @@ def load(config: ModelConfig, folder: str | None = None) -> Model:
     if module.get_output_embeddings() is None:
         raise ModelError(f"{config.path!r} has no language-model head.", "Use a causal language model.")
     return Model(module=module.to(pick_device(config.device)), tokenizer=tokenizer, config=config)
+
+
+@contextmanager
+def _unreported() -> Iterator[None]:
+    # A head is meant to be new: the loader's table of what is missing would only alarm.
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 @contextmanager
@@ -223,7 +249,8 @@ def attach(model: Model, method: MethodConfig, seed: int) -> Model:
         targets = [targets]
     _check_targets(model.module, method)
     config = LoraConfig(
-        task_type=TaskType.CAUSAL_LM,
+        task_type=TaskType.CAUSAL_LM if model.classes is None else TaskType.SEQ_CLS,
+        modules_to_save=None if model.classes is None else head_names(model.module),
         r=method.rank,
         lora_alpha=method.alpha,
         lora_dropout=method.dropout,
@@ -239,7 +266,7 @@ def attach(model: Model, method: MethodConfig, seed: int) -> Model:
         linear = sorted({n.rsplit(".", 1)[-1] for n, m in model.module.named_modules() if not list(m.children())})
         message = f"method.targets is {method.targets!r}: {_first_line(error)}"
         raise ConfigError(message, f"Modules here: {', '.join(linear)}.") from error
-    return Model(module=module, tokenizer=model.tokenizer, config=model.config, method=method)
+    return dataclasses.replace(model, module=module, method=method)
 
 
 def _check_targets(module: nn.Module, method: MethodConfig) -> None:
@@ -262,34 +289,40 @@ def save(model: Model, folder: Path) -> None:
         # PEFT writes sets in an order that differs from process to process.
         settings = json.loads(path.read_text())
         settings["target_modules"] = sorted(settings["target_modules"])
+        settings["modules_to_save"] = sorted(set(settings["modules_to_save"] or ())) or None
         path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+        if model.classes is not None:
+            model.module.config.save_pretrained(str(folder))  # an adapter alone would not name its classes
     model.tokenizer.save_pretrained(str(folder))
 
 
-def restore(config: ModelConfig, method: MethodConfig, folder: Path) -> Model:
-    """The tuned model saved in `folder` by `save`."""
+def restore(config: ModelConfig, method: MethodConfig, folder: Path, classes: Classes | None = None) -> Model:
+    """The tuned model saved in `folder` by `save`, a classifier of `classes` if given."""
     require_safetensors(folder)
     if method.kind == "full":
-        return dataclasses.replace(load(config, str(folder)), method=method)
+        return dataclasses.replace(load(config, str(folder), classes=classes), method=method)
     from peft import PeftModel
 
-    base = load(config)
+    base = load(config, classes=classes)
     with _loading(config, "The adapter on"), _quiet():
         module = PeftModel.from_pretrained(base.module, str(folder), is_trainable=False)
-    return Model(module=module.to(base.device), tokenizer=base.tokenizer, config=config, method=method)
+    return dataclasses.replace(base, module=module.to(base.device), method=method)
 
 
-def count_parameters(config: ModelConfig, method: MethodConfig) -> dict[str, int]:
+def count_parameters(config: ModelConfig, method: MethodConfig, classes: Classes | None = None) -> dict[str, int]:
     """`parameters`, `trainable` and `context` of a model tuned by `method`; no weights are loaded."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+    kind = AutoModelForCausalLM if classes is None else AutoModelForSequenceClassification
     with _loading(config, "The model"):
         shape = AutoConfig.from_pretrained(
             resolve(config.path), revision=config.revision, trust_remote_code=config.remote_code
         )
+        if classes is not None:
+            shape = prepare_shape(shape, classes)
         with torch.device("meta"):
-            module = AutoModelForCausalLM.from_config(shape, trust_remote_code=config.remote_code)
-            model = attach(Model(module=module, tokenizer=None, config=config), method, seed=0)
+            module = kind.from_config(shape, trust_remote_code=config.remote_code)
+            model = attach(Model(module=module, tokenizer=None, config=config, classes=classes), method, seed=0)
     sizes = [(p.numel(), p.requires_grad) for p in model.module.parameters()]
     return {
         "parameters": sum(n for n, _ in sizes),

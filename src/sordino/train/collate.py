@@ -17,7 +17,10 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded tensors: `input_ids` and `attention_mask` (B, T), `labels` (B, T), -100 where not scored."""
+    """Right-padded tensors: `input_ids` and `attention_mask` (B, T), `labels` (B, T), -100 where not scored.
+
+    For a classifier, `labels` are the numbers of the classes (B,).
+    """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
@@ -25,7 +28,9 @@ class Batch:
 
     @property
     def targets(self) -> int:
-        """How many tokens are scored."""
+        """How many tokens (of a classifier: records) are scored."""
+        if self.labels.dim() == 1:
+            return len(self.labels)
         return int((self.labels[:, 1:] != IGNORE).sum())
 
 
@@ -53,5 +58,7 @@ def collate(tokens: Sequence[Tokens], pad: int, device: torch.device) -> Batch:
         ids[row, : len(item)] = item.ids
         mask[row, : len(item)] = 1
         labels[row, : len(item)] = np.where(item.target, item.ids, IGNORE)
+    if tokens[0].label is not None:
+        labels = np.array([item.label for item in tokens], dtype=np.int64)
     tensors = (torch.from_numpy(a).to(device) for a in (ids, mask, labels))
     return Batch(*tensors)

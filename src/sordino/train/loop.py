@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch.nn.functional import cross_entropy
 
+from sordino.classifier import class_logits
 from sordino.config import TrainConfig
 from sordino.errors import TrainingError
 from sordino.model import Model
@@ -36,24 +37,43 @@ def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
     return config.learning_rate * factor[config.schedule]
 
 
-def _loss_sum(model: Model, batch: Batch) -> torch.Tensor:
+def _scores(model: Model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and targets, a row a scored thing: a token, or the class of a record."""
+    if batch.labels.dim() == 1:
+        logits = class_logits(model.module, batch.input_ids, batch.attention_mask)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)), batch.labels
     logits = model.module(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
     scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return scores[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten()
+
+
+def _loss_sum(model: Model, batch: Batch) -> torch.Tensor:
     # Summed, not averaged: parts of a batch have different numbers of targets and weigh accordingly.
-    return cross_entropy(scores[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten(), reduction="sum")
+    return cross_entropy(*_scores(model, batch), reduction="sum")
 
 
 def validation_loss(model: Model, tokens: Sequence[Tokens], batch_size: int) -> float | None:
-    """The mean NLL a token, in nats, over `tokens`; None where there are none."""
+    """The mean NLL a token (of a classifier: a record), in nats, over `tokens`; None where there are none."""
+    found = _validation(model, tokens, batch_size)
+    return None if found is None else found[0]
+
+
+def _validation(model: Model, tokens: Sequence[Tokens], batch_size: int) -> tuple[float, float | None] | None:
+    """The mean loss over `tokens` and, of a classifier, its accuracy; None where there are none."""
     order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
-    total, count = 0.0, 0
+    total, count, right = 0.0, 0, 0
     with model.active():
         for start in range(0, len(order), batch_size):
             chosen = [tokens[i] for i in order[start : start + batch_size]]
             batch = collate(chosen, model.tokenizer.pad_token_id, model.device)
-            total += float(_loss_sum(model, batch))
+            scores, targets = _scores(model, batch)
+            total += float(cross_entropy(scores, targets, reduction="sum"))
             count += batch.targets
-    return total / count if count else None
+            if model.classes is not None:
+                right += int((scores.argmax(dim=-1) == targets).sum())
+    if not count:
+        return None
+    return total / count, None if model.classes is None else right / count
 
 
 @contextmanager
@@ -98,7 +118,7 @@ class _Trainer:
                     yield step, batch
 
     def step(self, number: int, indices: list[int]) -> tuple[float, int]:
-        """One optimizer step; returns the mean loss a token and the number of targets."""
+        """One optimizer step; returns the mean loss a target and the number of tokens for the progress."""
         self.model.module.train()
         size = math.ceil(len(indices) / self.config.accumulation)
         pad, device = self.model.tokenizer.pad_token_id, self.model.device
@@ -116,7 +136,9 @@ class _Trainer:
             group["lr"] = learning_rate(number, self.steps, self.config)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return total, targets
+        # A classifier's speed is told in tokens too: those it reads.
+        read = targets if self.model.classes is None else sum(int(part.attention_mask.sum()) for part in parts)
+        return total, read
 
     def _refuse_nan(self, number: int, loss: float, norm: float) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
@@ -172,10 +194,12 @@ class _Trainer:
 
     def validate(self, progress: Progress) -> Progress:
         """Measure the validation loss and note whether it is the best so far."""
-        loss = validation_loss(self.model, self.validation, self.config.batch_size)
-        if loss is None:
+        found = _validation(self.model, self.validation, self.config.batch_size)
+        if found is None:
             return progress
-        progress = self.write_losses(progress, step=progress.step, validation=loss)
+        loss, accuracy = found
+        more = {} if accuracy is None else {"accuracy": accuracy}
+        progress = replace(self.write_losses(progress, step=progress.step, validation=loss, **more), accuracy=accuracy)
         if math.isfinite(loss) and (progress.best is None or loss < progress.best):
             progress = replace(progress, best=loss, best_step=progress.step)
         return replace(progress, validation=loss)
@@ -209,8 +233,8 @@ def train(
     with _explained(config):
         started = time.monotonic() - progress.seconds
         for number, indices in trainer.batches(progress.step):
-            loss, targets = trainer.step(number, indices)
-            spent, done = time.monotonic() - started, progress.tokens + targets
+            loss, tokens_done = trainer.step(number, indices)
+            spent, done = time.monotonic() - started, progress.tokens + tokens_done
             progress = replace(progress, step=number + 1, loss=loss, tokens=done, seconds=spent)
             progress = trainer.write_losses(progress, step=progress.step, loss=loss)
             last = progress.step == trainer.steps

@@ -8,13 +8,17 @@ __all__ = ["Monitor", "Progress"]
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far training has come: `step` optimizer steps and the bytes of the loss log that go with them."""
+    """How far training has come: `step` optimizer steps and the bytes of the loss log that go with them.
+
+    `validation` is the loss on validation records, `accuracy` a classifier's share of right classes there.
+    """
 
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
     loss: float | None = None
     validation: float | None = None
+    accuracy: float | None = None
     best: float | None = None
     best_step: int | None = None
     log_bytes: int = 0
