@@ -217,7 +217,7 @@ class AuditReport:
     `metrics` is every figure under its full name (`membership.auc`, `membership.loss.auc`,
     `extraction.prefix.rate`, `canaries.exposure@16`, `utility.perplexity`, `epsilon.lower`), the
     names that requirements use. `utility` has `perplexity` and `base_perplexity` on validation
-    records. `counts` tells the evidence (members, non-members, coins, records by role). `untested`
+    records, or of a classifier `accuracy`, `loss` and theirs. `counts` tells the evidence (members, non-members, coins, records by role). `untested`
     names what a reader might assume and nobody measured. `provenance` has digests and versions.
     """
 
@@ -238,6 +238,7 @@ class AuditReport:
     provenance: Mapping[str, str]
     seconds: Mapping[str, float]
     strongest: str | None = None
+    task: Literal["causal-lm", "classification"] = "causal-lm"
     schema: int = SCHEMA
 
 

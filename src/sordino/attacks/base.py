@@ -20,9 +20,10 @@ from sordino.errors import AuditError, did_you_mean
 from sordino.serialize import View
 from sordino.signals import Scores, Signals
 
-__all__ = ["Attack", "Family", "discover", "extraction", "find", "membership"]
+__all__ = ["Attack", "Family", "Task", "discover", "extraction", "find", "membership"]
 
 Family = Literal["membership", "extraction"]
+Task = Literal["causal-lm", "classification"]
 GROUP = "sordino.attacks"
 
 
@@ -32,7 +33,7 @@ class Attack:
 
     `access` is what the adversary must see (for example "log-probabilities"); `base` says whether
     the untuned model's signals are needed; `views` are the transforms of each record to be scored
-    as well; `paper` its source.
+    as well; `paper` its source; `tasks` are the kinds of model on which it means something.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Attack:
     access: str
     base: bool
     views: Mapping[str, View]
+    tasks: tuple[Task, ...] = ("causal-lm",)
 
     def __call__(self, *args: Any, **parameters: Any) -> Any:
         """Carry out the attack."""
@@ -65,6 +67,7 @@ def membership(
     access: str = "log-probabilities",
     base: bool = False,
     views: Mapping[str, View] | None = None,
+    tasks: tuple[Task, ...] = ("causal-lm",),
 ) -> Callable[[Callable[..., Scores]], Attack]:
     """Mark `(Signals, *, parameters) -> Scores` as a membership attack; higher = more likely a member."""
 
@@ -77,6 +80,7 @@ def membership(
             access=access,
             base=base,
             views=dict(views or {}),
+            tasks=tasks,
         )
 
     return mark
@@ -136,11 +140,15 @@ def discover(family: Family) -> dict[str, Attack]:
     return dict(sorted(found.items()))
 
 
-def find(family: Family, name: str) -> Attack:
-    """The attack called `name`; raises `AuditError`, with a suggestion, where there is none."""
+def find(family: Family, name: str, task: str | None = None) -> Attack:
+    """The attack called `name`; raises `AuditError`, with a suggestion, where there is none for the `task`."""
     attacks = discover(family)
     if name not in attacks:
         raise AuditError(f"No {family} attack named '{name}'.", did_you_mean(name, attacks))
+    if task is not None and task not in attacks[name].tasks:
+        serving = ", ".join(n for n, attack in attacks.items() if task in attack.tasks)
+        message = f"The attack '{name}' means nothing for a model of the task {task}."
+        raise AuditError(message, f"Attacks that do: {serving or 'none'}.")
     return attacks[name]
 
 

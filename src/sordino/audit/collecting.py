@@ -12,7 +12,7 @@ from sordino.records import Example, content_digest
 from sordino.run import Run
 from sordino.serialize import Serializer, Tokens, View
 from sordino.signals import Signals, Statistics, Store
-from sordino.train.flow import serializer_for
+from sordino.train.flow import classes_of, serializer_for
 
 __all__ = ["Collector"]
 
@@ -62,7 +62,8 @@ class Collector:
         from sordino.model import load_tokenizer
 
         tokenizer = load_tokenizer(self.config.model, str(self.run.weights))
-        serializer = serializer_for(self.config, tokenizer, int(self.card.model["context"]))
+        labels = self.card.data.get("labels", ())
+        serializer = serializer_for(self.config, tokenizer, int(self.card.model["context"]), labels)
         if serializer.rule != self.card.model["serializer"]:
             message = f"The tokenizer in {self.run.weights} or the serializer is not the one the run was trained with."
             raise RunError(message, "Restore the folder, or use the Sordino that trained it.")
@@ -73,7 +74,8 @@ class Collector:
         """The fine-tuned model; raises `RunError` where the base under its adapter has changed."""
         from sordino.model import restore
 
-        model = restore(self.config.model, self.config.method, self.run.weights)
+        classes = classes_of(self.config, self.card.data.get("labels", ()))
+        model = restore(self.config.model, self.config.method, self.run.weights, classes)
         if self.config.method.kind != "full":
             self._check_base(model.base())
         return model
@@ -114,7 +116,8 @@ class Collector:
         """A digest of all that numbers about `examples` under a model depend on."""
         model = self.card.model
         weights = model["weights"] if which == "tuned" else ""
-        contents = (part for e in examples for part in (e.record.id, content_digest(e.record.messages)))
+        records = (e.record for e in examples)
+        contents = (part for r in records for part in (r.id, content_digest(r.messages, r.label)))
         return digest(_DEFINITION, model["base"], weights, model["serializer"], *more, *contents)
 
     def _statistics(self, examples: Sequence[Example], tokens: Sequence[Tokens], which: str, view: str) -> Statistics:
@@ -123,10 +126,12 @@ class Collector:
         if found is not None:
             return found
         from sordino.collect import collect
+        from sordino.collect_classes import collect_classes
 
         model = self.tuned if which == "tuned" else self.untuned
         label = f"{'fine-tuned' if which == 'tuned' else 'untuned'} model" + (f", {view}" if view else "")
-        made = collect(model, tokens, tick=self.ticker(label, len(tokens)))
+        gather = collect if model.classes is None else collect_classes
+        made = gather(model, tokens, tick=self.ticker(label, len(tokens)))
         self.forwards += 1
         manifest = {
             "definition": _DEFINITION, "model": which, "view": view or "plain", "records": len(tokens),

@@ -18,7 +18,7 @@ from sordino.audit.extracted import Passage, attempt
 from sordino.audit.gates import base_gate, blind_gate, bound_gate, canary_gate, lower_bound, shuffle_gate
 from sordino.audit.planted import canary_levels, expose
 from sordino.audit.require import check_names, judge, parse
-from sordino.audit.verdict import UNTESTED, Findings, claims, threat_model, verdict
+from sordino.audit.verdict import Findings, claims, threat_model, untested, verdict
 from sordino.errors import AuditError
 from sordino.records import Example, Split
 from sordino.records.store import load as load_split
@@ -63,9 +63,10 @@ def _audit(run: Run, require: Sequence[str], names: Sequence[str], ticker: Ticke
     collector = Collector(run, ticker)
     placed = load_split(run.records)
     plan = _with_requirements(collector.card.plan, require)
-    membership = _chosen(names, plan)
+    task = collector.config.task
+    membership = _chosen(names, plan, task)
     extraction = discover("extraction")
-    windowed = {n: a for n, a in extraction.items() if n != "exposure"}
+    windowed = {n: a for n, a in extraction.items() if n != "exposure" and task in a.tasks}
     check_names(plan.require, _known_metrics(membership, windowed, plan, collector))
     seeds = _Seeds(collector.card.seed)
 
@@ -88,7 +89,7 @@ def _audit(run: Run, require: Sequence[str], names: Sequence[str], ticker: Ticke
         blind_gate(blind),
         base_gate(outcome, plan, seeds(_SHUFFLES)),
         shuffle_gate(outcome, plan, seeds(_REDRAW)),
-        canary_gate(found),
+        canary_gate(found, task),
         bound_gate(bound, None, plan.confidence),
     )
     findings = _findings(collector, outcome, [a for a, _ in pulled], levels, gates, utility)
@@ -114,11 +115,10 @@ def _with_requirements(plan: AuditPlan, require: Sequence[str]) -> AuditPlan:
     return replace(plan, require=texts, fpr=tuple(sorted((f for f in fpr if 0 < f < 1), reverse=True)))
 
 
-def _chosen(names: Sequence[str], plan: AuditPlan) -> dict[str, Attack]:
-    find("membership", plan.headline)
-    known = discover("membership")
-    for name in names:
-        find("membership", name)
+def _chosen(names: Sequence[str], plan: AuditPlan, task: str) -> dict[str, Attack]:
+    for name in (plan.headline, *names):
+        find("membership", name, task)
+    known = {n: a for n, a in discover("membership").items() if task in a.tasks}
     return {n: a for n, a in known.items() if not names or n in names or n == plan.headline}
 
 
@@ -128,8 +128,10 @@ def _known_metrics(
     rates = ["auc", *(f"tpr@{f:g}fpr" for f in plan.fpr)]
     owners = ["membership", *(f"membership.{n}" for n in membership)]
     shares = [f"extraction.{n}.{k}" for n in windowed for k in ("rate", "excess")]
-    levels = [f"canaries.exposure@{k}" for k in collector.config.canaries.levels]
-    rest = ["epsilon.lower", "utility.perplexity", "utility.base_perplexity"]
+    useful, levels = ["accuracy", "loss"], []
+    if collector.config.task == "causal-lm":
+        useful, levels = ["perplexity"], [f"canaries.exposure@{k}" for k in collector.config.canaries.levels]
+    rest = ["epsilon.lower", *(f"utility.{which}{name}" for which in ("", "base_") for name in useful)]
     return [f"{o}.{r}" for o in owners for r in rates] + shares + levels + rest
 
 
@@ -147,11 +149,23 @@ def _utility(collector: Collector, placed: Split, plan: AuditPlan) -> dict[str, 
     tuned, base = collector.signals(placed.validation, {})
     _, group = np.unique([e.group for e in placed.validation], return_inverse=True)
 
-    def perplexity(signals: Signals) -> Estimate:
-        rows = signals.logprob
-        return estimate(stats.perplexity_interval(-rows.sum(), rows.counts, group, plan.confidence))
+    measure = _class_utility if collector.config.task == "classification" else _language_utility
+    after, before = (measure(signals, group, plan.confidence) for signals in (tuned, base))
+    return after | {f"base_{name}": found for name, found in before.items()}
 
-    return {"perplexity": perplexity(tuned), "base_perplexity": perplexity(base)}
+
+def _language_utility(signals: Signals, group: np.ndarray, confidence: float) -> dict[str, Estimate]:
+    rows = signals.logprob
+    return {"perplexity": estimate(stats.perplexity_interval(-rows.sum(), rows.counts, group, confidence))}
+
+
+def _class_utility(signals: Signals, group: np.ndarray, confidence: float) -> dict[str, Estimate]:
+    s, scored = signals.statistics, signals.logprob.counts > 0
+    hits = np.asarray(s.top) == s.token
+    return {
+        "accuracy": estimate(stats.korn_graubard(hits, group[scored], confidence)),
+        "loss": estimate(stats.mean_interval(signals.nll[scored], group[scored], confidence)),
+    }
 
 
 def _metrics(outcome: Outcome, findings: Findings, bound: Estimate) -> dict[str, Estimate]:
@@ -186,6 +200,7 @@ def _findings(
         members=inside,
         nonmembers=outside,
         unit=str(collector.card.data["unit"]),
+        task=collector.config.task,
     )
 
 
@@ -199,7 +214,8 @@ def _report(
         run=card.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         verdict=verdict(findings),
-        threat_model=threat_model(findings.unit, [a.access for a in attempts]),
+        task=findings.task,
+        threat_model=threat_model(findings.unit, [a.access for a in attempts], findings.task),
         claims=claims(findings, None),
         attempts=attempts,
         canaries=tuple(findings.canaries),
@@ -207,7 +223,7 @@ def _report(
         utility=findings.utility,
         metrics=metrics,
         requirements=tuple(judge(text, metrics) for text in plan.require),
-        untested=UNTESTED,
+        untested=untested(findings.task, {n: a.tasks for n, a in discover("membership").items()}),
         counts={
             **card.data["counts"],
             "members": int(evidence.member.sum()),

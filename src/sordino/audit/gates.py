@@ -94,9 +94,12 @@ def shuffle_gate(outcome: Outcome, plan: AuditPlan, seed: int) -> Gate:
     )
 
 
-def canary_gate(found: Sequence[Found]) -> Gate:
+def canary_gate(found: Sequence[Found], task: str = "causal-lm") -> Gate:
     """Gate (d): canaries trained on many times are found, so the instrument works on this model."""
     question = "Are canaries that were trained on many times more exposed than those left out?"
+    if task == "classification":
+        finding = "No canaries are planted for a classifier: nothing shows that its memory would be found."
+        return Gate(name="canaries", question=question, passed=None, finding=finding)
     top = sorted({f.repetitions for f in found})[-2:]
     inside = [f.bits for f in found if f.included and f.repetitions in top]
     outside = [f.bits for f in found if not f.included]
