@@ -54,6 +54,7 @@ def init(
     data: Path | None = None,
     *,
     out: Path = Path("run.yaml"),
+    task: Literal["causal-lm", "classification"] = "causal-lm",
     force: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
     """Write a commented run.yaml for a file of records (JSONL, CSV, TSV, Parquet or text).
@@ -64,13 +65,15 @@ def init(
         Your records; columns are looked at and suggested.
     out
         Where to write the configuration.
+    task
+        Learn to write the records, or to tell the class of each.
     force
         Overwrite it.
 
     """
     from sordino.commands import run_init
 
-    return run_init(data, out, force)
+    return run_init(data, out, force, task)
 
 
 @app.command

@@ -41,7 +41,7 @@ def exit_code(report: AuditReport) -> int:
     return 4 if undecided else 0
 
 
-def run_init(data: Path | None, out: Path, force: bool) -> int:
+def run_init(data: Path | None, out: Path, force: bool, task: str = "causal-lm") -> int:
     """Write a commented configuration."""
     from sordino.records import suggest_columns
     from sordino.run import write_atomic
@@ -53,10 +53,12 @@ def run_init(data: Path | None, out: Path, force: bool) -> int:
         columns, data = {}, Path("records.jsonl")
         say("no file was given: set data.path before you train")
     else:
-        columns = suggest_columns(data)
+        columns = suggest_columns(data, labelled=task == "classification")
         for key, column in columns.items():
             say(f"{key}: column {column!r}")
-    write_atomic(out, starter(data, columns).encode())
+        if task == "classification" and "label" not in columns:
+            say("label: no column is called label, category or intent; set data.label before you train")
+    write_atomic(out, starter(data, columns, task).encode())
     print(out)
     say(f"next: look at {out}, then `sordino train {out}`")
     return 0
@@ -75,7 +77,7 @@ def run_train(config: Path | None, keys: Sequence[str], resume: Path | None, dry
         if config is None and not any(k.startswith("--data.path") for k in keys):
             raise ConfigError("No configuration was given.", "`sordino init FILE` writes one.")
         settings = load(config, flags=keys)
-        _check_plan(settings.audit)
+        _check_plan(settings.audit, settings.task)
         say(f"reading {settings.data.path}")
         prepared = prepare(settings)
         show_notices(prepared.notices)
@@ -91,12 +93,12 @@ def run_train(config: Path | None, keys: Sequence[str], resume: Path | None, dry
     return 0
 
 
-def _check_plan(plan: AuditPlan) -> None:
+def _check_plan(plan: AuditPlan, task: str) -> None:
     # The plan is fixed by training, so what it names is looked up before, not after.
     from sordino.attacks.base import find
     from sordino.audit.require import parse
 
-    find("membership", plan.headline)
+    find("membership", plan.headline, task)
     for text in plan.require:
         parse(text)
 

@@ -111,10 +111,14 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything about a run; see `sordino init` for a commented file."""
+    """Everything about a run; see `sordino init` for a commented file.
+
+    `task` says what is learned: to write the records, or to tell which class (`data.label`) each is of.
+    """
 
     data: DataConfig
     name: str = "run"
+    task: Literal["causal-lm", "classification"] = "causal-lm"
     out: str = "runs"
     seed: int = 0
     model: ModelConfig = ModelConfig()
@@ -307,8 +311,26 @@ def _whereabouts(key: str, hints: Mapping[str, Any]) -> str:
     return f"Did you mean '{owners[0]}.{key}'?" if len(owners) == 1 else ""
 
 
+def _check_task(config: RunConfig) -> None:
+    if config.task == "causal-lm":
+        if config.data.label is not None:
+            message = f"data.label is {config.data.label!r}, but the task is causal-lm, which has no labels."
+            raise ConfigError(message, "Set task: classification, or leave data.label out.")
+        return
+    if config.data.label is None:
+        hint = "Set data.label to the column of classes; `sordino init FILE --task classification` looks for it."
+        raise ConfigError("The task is classification, but no label column is named.", hint)
+    if config.train.too_long == "split":
+        hint = "Use truncate or refuse."
+        raise ConfigError("train.too_long is 'split': the pieces of a text have no class of their own.", hint)
+    if config.method.kind not in ("lora", "full"):
+        hint = "Use lora or full."
+        raise ConfigError(f"method.kind is {config.method.kind!r}, which cannot tune a classifier yet.", hint)
+
+
 def check_values(config: RunConfig) -> None:
     """Raise `ConfigError` for a value out of its range."""
+    _check_task(config)
     train, method, split, audit = config.train, config.method, config.split, config.audit
     every = train.validate_every
     half = train.precision == "fp16" and config.model.device in ("cpu", "mps")

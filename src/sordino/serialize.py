@@ -5,6 +5,9 @@ through the tokenizer's chat template, else through a plain one: `User: …`, `A
 The whole record is tokenised once, never prompt and target apart; a token belongs to the target if
 any of its characters does. One beginning-of-sequence token stands before it where the tokenizer has
 one, one end-of-sequence token after it, and the latter is part of the target.
+
+For a classifier the whole record is input, and its label is apart. Tokenizers with a classification and a
+separator token (BERT's kin) frame it by their own template; at the last token, the class is predicted.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -38,12 +41,14 @@ class Tokens:
     """One record as tokens: `ids` (T), and `target` (T): which tokens are trained on and scored.
 
     The first token is context only. `text` is the target text; `cut` counts tokens dropped at the end.
+    For a classifier, `label` is the number of the class, and the last token alone is the target.
     """
 
     ids: Int32[np.ndarray, " T"]
     target: Bool[np.ndarray, " T"]
     text: str
     cut: int = 0
+    label: int | None = None
 
     def __len__(self) -> int:
         """The number of tokens."""
@@ -51,6 +56,9 @@ class Tokens:
 
     def pieces(self, length: int) -> Iterator["Tokens"]:
         """Consecutive pieces of at most `length` tokens that overlap by one, so each target counts once."""
+        if self.label is not None:
+            yield self  # a class is that of the whole
+            return
         for start in range(0, max(1, len(self) - 1), length - 1):
             stop = start + length
             target = self.target[start:stop].copy()
@@ -99,12 +107,14 @@ class Serializer:
     """Turns records into `Tokens` of at most `max_length` tokens under the rule `too_long`.
 
     `truncate` cuts the end off (no end-of-sequence token then); `split` keeps everything, to be
-    trained in pieces and scored in overlapping windows; `refuse` raises `DataError`.
+    trained in pieces and scored in overlapping windows; `refuse` raises `DataError`. With `labels`,
+    the classes in the order of their numbers, it is a classifier's.
     """
 
     tokenizer: Any
     max_length: int
     too_long: Literal["truncate", "split", "refuse"] = "truncate"
+    labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse tokenizers that cannot say which characters a token stands for."""
@@ -117,7 +127,8 @@ class Serializer:
         """A digest of everything but the records that decides about tokens."""
         template = self.tokenizer.chat_template or ""
         backend = self.tokenizer.backend_tokenizer.to_str()
-        return digest(backend, str(template), str(self.max_length), self.too_long, "bos+eos/2")
+        classes = ("class/1", *self.labels) if self.labels else ()
+        return digest(backend, str(template), str(self.max_length), self.too_long, "bos+eos/2", *classes)
 
     def render(self, record: Record, view: View | None = None) -> tuple[str, list[tuple[int, int]]]:
         """The text of a record and the character spans of its targets."""
@@ -152,6 +163,8 @@ class Serializer:
         """The record as tokens; raises `DataError` where it is too long and `too_long` is `refuse`."""
         text, spans = self.render(record, view)
         ids, offsets = self.tokenize(text, template=self.templated(record))
+        if self.labels:
+            return self._labelled(record, ids, text)
         inside = np.zeros(len(text) + 1, dtype=bool)
         for start, stop in spans:
             inside[start:stop] = True
@@ -167,8 +180,7 @@ class Serializer:
             ids, target = [*ids, last], [*target, True]
         extra = max(0, len(ids) - self.max_length)
         if extra and self.too_long == "refuse":
-            message = f"Record {record.id} has {len(ids)} tokens; the limit is {self.max_length}."
-            raise DataError(message, "Set train.too_long to truncate or split, or raise train.max_length.")
+            raise self._too_long(record, len(ids))
         if extra and self.too_long == "truncate":
             ids, target = ids[: self.max_length], target[: self.max_length]
         else:
@@ -177,6 +189,46 @@ class Serializer:
         mask[:1] = False
         return Tokens(ids=np.array(ids, dtype=np.int32), target=mask, text=text, cut=extra)
 
+    def _too_long(self, record: Record, length: int) -> DataError:
+        message = f"Record {record.id} has {length} tokens; the limit is {self.max_length}."
+        ways = "truncate" if self.labels else "truncate or split"
+        return DataError(message, f"Set train.too_long to {ways}, or raise train.max_length.")
+
+    @cached_property
+    def _edges(self) -> tuple[list[int], list[int]]:
+        """The tokens before and after a text to be classified."""
+        tokenizer = self.tokenizer
+        if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
+            ends = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+            before, after = ([] if end is None else [int(end)] for end in ends)
+            return before, after
+        framed = tokenizer("a", return_special_tokens_mask=True)
+        text = [i for i, special in enumerate(framed["special_tokens_mask"]) if not special]
+        return list(framed["input_ids"][: text[0]]), list(framed["input_ids"][text[-1] + 1 :])
+
+    def _labelled(self, record: Record, ids: list[int], text: str) -> Tokens:
+        if record.label not in self.labels:
+            message = f"Record {record.id} has the label {record.label!r}, which is none of the run's classes."
+            raise DataError(message, f"Its classes: {', '.join(self.labels)}.")
+        before, after = self._edges
+        # A chat template may have framed it already.
+        ids = ids[len(before) :] if before and ids[: len(before)] == before else ids
+        ids = ids[: -len(after)] if after and ids[-len(after) :] == after else ids
+        extra = max(0, len(before) + len(ids) + len(after) - self.max_length)
+        if extra and self.too_long == "refuse":
+            raise self._too_long(record, self.max_length + extra)
+        # The frame stays whole: the class is read at its end or at its beginning.
+        whole = [*before, *ids[: len(ids) - extra], *after]
+        target = np.zeros(len(whole), dtype=bool)
+        target[-1:] = True
+        return Tokens(
+            ids=np.array(whole, dtype=np.int32),
+            target=target,
+            text=f"{text}\n{record.label}",
+            cut=extra,
+            label=self.labels.index(record.label),
+        )
+
 
 def encode_all(records: Sequence[Record], serializer: Serializer) -> tuple[list[Tokens], list[Notice]]:
     """All records as tokens, with notices that count what was cut, split, or has nothing to predict."""
@@ -184,9 +236,10 @@ def encode_all(records: Sequence[Record], serializer: Serializer) -> tuple[list[
     notices = []
     cut = [t for t in tokens if t.cut]
     if cut:
+        more = "" if serializer.labels else "; train.too_long: split keeps them whole"
         message = (
             f"{len(cut)} records are longer than {serializer.max_length} tokens and were cut "
-            f"({sum(t.cut for t in cut):,} tokens); train.too_long: split keeps them whole."
+            f"({sum(t.cut for t in cut):,} tokens){more}."
         )
         notices.append(Notice(kind="truncated", count=len(cut), message=message))
     long = sum(len(t) > serializer.max_length for t in tokens)

@@ -79,7 +79,8 @@ class Statistics:
     `logprob` ln p(token | before), `mean` μ = Σ p ln p and `variance` σ² = Σ p ln² p − μ² over the
     vocabulary (Zhang et al. 2025), all in nats; `rank` how many tokens are strictly more likely;
     `top` the most likely token. Where a source does not tell: NaN in `mean` and `variance`, −1 in
-    `rank` and `top`.
+    `rank` and `top`. A classifier has one row a record, whose vocabulary are the classes, and
+    `others`: Σ p ln(1 − p) over the classes that are not the record's own.
     """
 
     offsets: Int64[np.ndarray, " edges"]
@@ -90,6 +91,12 @@ class Statistics:
     variance: Float[np.ndarray, " N"]
     rank: Int32[np.ndarray, " N"]
     top: Int32[np.ndarray, " N"]
+    others: Float[np.ndarray, " N"] | None = None
+
+    def present(self) -> dict[str, np.ndarray]:
+        """The columns that there are, by name; `offsets` is none."""
+        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "offsets"}
+        return {name: column for name, column in named.items() if column is not None}
 
     def select(self, chosen: Sequence[int]) -> "Statistics":
         """The statistics of some records, in the order given."""
@@ -97,7 +104,7 @@ class Statistics:
         index = np.concatenate(
             [np.arange(self.offsets[i], self.offsets[i + 1]) for i in chosen] or [np.arange(0)]
         ).astype(np.int64)
-        flat = {f.name: getattr(self, f.name)[index] for f in fields(self) if f.name != "offsets"}
+        flat = {name: column[index] for name, column in self.present().items()}
         return Statistics(offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), **flat)
 
 
@@ -177,6 +184,7 @@ class Store:
         from safetensors.numpy import save_file
 
         with write_folder(self.folder / key) as folder:
-            arrays = {f.name: np.ascontiguousarray(getattr(statistics, f.name)) for f in fields(statistics)}
+            columns = {"offsets": statistics.offsets, **statistics.present()}
+            arrays = {name: np.ascontiguousarray(column) for name, column in columns.items()}
             save_file(arrays, folder / "statistics.safetensors")
             (folder / "manifest.json").write_text(json.dumps(dict(manifest), indent=2, sort_keys=True) + "\n")

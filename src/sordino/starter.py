@@ -5,12 +5,13 @@ from pathlib import Path
 
 __all__ = ["starter"]
 
-_COLUMNS = ("text", "prompt", "completion", "messages", "id", "unit")
+_COLUMNS = ("text", "prompt", "completion", "messages", "label", "id", "unit")
 
 _TEMPLATE = """\
 # A run of Sordino: fine-tune on private records, then `sordino audit`. Every key but data.path has
 # the default shown. Change any of them here, as SORDINO__TRAIN__EPOCHS=5, or as --train.epochs 5.
 name: {name}
+task: {task:<14} # causal-lm (learn to write the records) or classification (learn the class in data.label)
 out: runs            # runs are written to folders in here
 seed: 0              # decides coins, canaries, batches and initial adapters
 
@@ -83,12 +84,13 @@ _MEANING = {
     "prompt": "columns of prompt and completion; only completions are trained on",
     "completion": "",
     "messages": "column of chat messages: a list of {role, content}",
+    "label": "column of classes, for task: classification",
     "id": "column of record ids; null: a hash of the content",
     "unit": "column that says whom a record belongs to (customer, patient, author); null: every record is its own",
 }
 
 
-def starter(path: Path, columns: Mapping[str, str]) -> str:
+def starter(path: Path, columns: Mapping[str, str], task: str = "causal-lm") -> str:
     """A commented configuration for the records at `path`, with the `columns` found in them."""
     lines = []
     for key in _COLUMNS:
@@ -96,7 +98,7 @@ def starter(path: Path, columns: Mapping[str, str]) -> str:
         text = f"  {key}: {value}"
         lines.append(f"{text:<21}# {_MEANING[key]}".rstrip(" #") if _MEANING[key] else text)
     name = "".join(c if c.isalnum() or c in "-_" else "-" for c in path.stem.lower()) or "run"
-    return _TEMPLATE.format(name=_quoted(name), path=_quoted(str(path)), columns="\n".join(lines) + "\n")
+    return _TEMPLATE.format(name=_quoted(name), task=task, path=_quoted(str(path)), columns="\n".join(lines) + "\n")
 
 
 def _quoted(text: str) -> str:

@@ -56,7 +56,7 @@ def test_what_is_no_split(tmp_path):
     with pytest.raises(RunError, match=r"split.parquet cannot be read as a split: .* It is damaged"):
         load(path)
     pq.write_table(pa.table({"text": ["a"]}), path)
-    with pytest.raises(RunError, match=r"split.parquet is not a split of version 1\. It was written by another"):
+    with pytest.raises(RunError, match=r"split.parquet is not a split of version 2\. It was written by another"):
         load(path)
     save(SPLIT, path)
     path.write_bytes(path.read_bytes()[:-200])

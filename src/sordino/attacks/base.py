@@ -20,9 +20,10 @@ from sordino.errors import AuditError, did_you_mean
 from sordino.serialize import View
 from sordino.signals import STATISTICS, Scores, Signals
 
-__all__ = ["Attack", "Family", "discover", "extraction", "find", "membership"]
+__all__ = ["Attack", "Family", "Task", "discover", "extraction", "find", "membership"]
 
 Family = Literal["membership", "extraction"]
+Task = Literal["causal-lm", "classification"]
 GROUP = "sordino.attacks"
 
 
@@ -33,7 +34,7 @@ class Attack:
     `access` is what the adversary must see (for example "log-probabilities"); `base` says whether
     the untuned model's signals are needed; `views` are the transforms of each record to be scored
     as well; `needs` the statistics of a token it reads, as some servers tell only `logprob`; `paper`
-    its source.
+    its source; `tasks` are the kinds of model on which it means something.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Attack:
     base: bool
     views: Mapping[str, View]
     needs: frozenset[str] = frozenset(STATISTICS)
+    tasks: tuple[Task, ...] = ("causal-lm",)
 
     def __call__(self, *args: Any, **parameters: Any) -> Any:
         """Carry out the attack."""
@@ -68,6 +70,7 @@ def membership(
     base: bool = False,
     views: Mapping[str, View] | None = None,
     needs: Sequence[str] = STATISTICS,
+    tasks: tuple[Task, ...] = ("causal-lm",),
 ) -> Callable[[Callable[..., Scores]], Attack]:
     """Mark `(Signals, *, parameters) -> Scores` as a membership attack; higher = more likely a member."""
 
@@ -81,6 +84,7 @@ def membership(
             base=base,
             views=dict(views or {}),
             needs=frozenset(needs),
+            tasks=tasks,
         )
 
     return mark
@@ -143,11 +147,15 @@ def discover(family: Family) -> dict[str, Attack]:
     return dict(sorted(found.items()))
 
 
-def find(family: Family, name: str) -> Attack:
-    """The attack called `name`; raises `AuditError`, with a suggestion, where there is none."""
+def find(family: Family, name: str, task: str | None = None) -> Attack:
+    """The attack called `name`; raises `AuditError`, with a suggestion, where there is none for the `task`."""
     attacks = discover(family)
     if name not in attacks:
         raise AuditError(f"No {family} attack named '{name}'.", did_you_mean(name, attacks))
+    if task is not None and task not in attacks[name].tasks:
+        serving = ", ".join(n for n, attack in attacks.items() if task in attack.tasks)
+        message = f"The attack '{name}' means nothing for a model of the task {task}."
+        raise AuditError(message, f"Attacks that do: {serving or 'none'}.")
     return attacks[name]
 
 

@@ -82,7 +82,8 @@ class Collector:
 
     def key(self, examples: Sequence[Example], which: str, *more: str) -> str:
         """A digest of all that numbers about `examples` under a model depend on."""
-        contents = (part for e in examples for part in (e.record.id, content_digest(e.record.messages)))
+        records = (e.record for e in examples)
+        contents = (part for r in records for part in (r.id, content_digest(r.messages, r.label)))
         return digest(_DEFINITION, *self.subject.identity(which), *more, *contents)
 
     def _statistics(self, examples: Sequence[Example], tokens: Sequence[Tokens], which: str, view: str) -> Statistics:

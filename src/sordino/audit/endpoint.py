@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from sordino.attacks.base import Task
 from sordino.audit.external import check_base_tokens, serializer_of
 from sordino.audit.settings import ExternalConfig
 from sordino.completions import Completions, Unsupported, prompt_logprobs
@@ -66,6 +67,7 @@ class Endpoint:
     """
 
     trained_here = False
+    task: Task = "causal-lm"
 
     def __init__(self, run: Run, config: ExternalConfig) -> None:
         """Find out, once, what the server tells; raises `AuditError` where it tells too little."""

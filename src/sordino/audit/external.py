@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 import sordino
+from sordino.attacks.base import Task
 from sordino.audit.placing import place
 from sordino.audit.settings import ExternalConfig
 from sordino.audit.subjects import Subject, said
@@ -174,6 +175,7 @@ class External:
     """Weights in a folder that Sordino did not write, with an untuned base or without."""
 
     trained_here = False
+    task: Task = "causal-lm"
     gives = frozenset(STATISTICS)
 
     def __init__(self, run: Run, config: ExternalConfig) -> None:

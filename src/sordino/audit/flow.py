@@ -22,7 +22,7 @@ from sordino.audit.planted import Found, canary_levels, expose
 from sordino.audit.require import check_names, judge, parse
 from sordino.audit.settings import load_external
 from sordino.audit.subjects import Subject, Trained
-from sordino.audit.verdict import UNTESTED, UNTESTED_ELSEWHERE, Findings, claims, threat_model, verdict
+from sordino.audit.verdict import UNTESTED_ELSEWHERE, Findings, claims, threat_model, untested, verdict
 from sordino.errors import AuditError
 from sordino.records import Example, Split
 from sordino.records.store import load as load_split
@@ -110,7 +110,7 @@ def _audit(run: Run, require: Sequence[str], names: Sequence[str], ticker: Ticke
     gates = [blind_gate(blind), base_gate(outcome, plan, seeds(_SHUFFLES))]
     if bound is not None:
         gates.append(shuffle_gate(outcome, plan, seeds(_REDRAW)))
-    gates.append(canary_gate(found, collector.subject.trained_here))
+    gates.append(canary_gate(found, collector.subject.trained_here, collector.subject.task))
     if bound is not None:
         gates.append(bound_gate(bound, None, plan.confidence))
     findings = _findings(collector, outcome, gates, [a for a, _ in pulled])
@@ -168,14 +168,13 @@ def _chosen(names: Sequence[str], plan: AuditPlan, subject: Subject) -> _Chosen:
 
     Raises `AuditError` for a name that is not there, or that was asked for and cannot be carried out.
     """
-    find("membership", plan.headline)
-    known = discover("membership")
-    for name in names:
-        find("membership", name)
+    for name in (plan.headline, *names):
+        find("membership", name, subject.task)
+    known = {n: a for n, a in discover("membership").items() if subject.task in a.tasks}
     wanted = {
         n: a for n, a in known.items() if not names or n in names or (subject.trained_here and n == plan.headline)
     }
-    windowed = {n: a for n, a in discover("extraction").items() if n != "exposure"}
+    windowed = {n: a for n, a in discover("extraction").items() if n != "exposure" and subject.task in a.tasks}
     lacking = {n: why for n, a in (wanted | windowed).items() if (why := _lacking(a, subject))}
     for name in names:
         if name in lacking:
@@ -207,8 +206,12 @@ def _known_metrics(chosen: _Chosen, plan: AuditPlan, collector: Collector) -> li
     known = [f"{o}.{r}" for o in owners for r in rates] + shares
     if not isinstance(collector.subject, Trained):
         return [*known, "membership.delta_auc"]
-    levels = [f"canaries.exposure@{k}" for k in collector.subject.config.canaries.levels]
-    return [*known, *levels, "epsilon.lower", "utility.perplexity", "utility.base_perplexity"]
+    useful, levels = ["accuracy", "loss"], []
+    if collector.subject.task == "causal-lm":
+        useful = ["perplexity"]
+        levels = [f"canaries.exposure@{k}" for k in collector.subject.config.canaries.levels]
+    rest = ["epsilon.lower", *(f"utility.{which}{name}" for which in ("", "base_") for name in useful)]
+    return [*known, *levels, *rest]
 
 
 def _write_private(run: Run, candidates: Sequence[Example], outcome: Outcome, passages: Sequence[Passage]) -> None:
@@ -226,11 +229,23 @@ def _utility(collector: Collector, placed: Split, plan: AuditPlan) -> dict[str, 
     assert base is not None  # only a run of our own has validation records
     _, group = np.unique([e.group for e in placed.validation], return_inverse=True)
 
-    def perplexity(signals: Signals) -> Estimate:
-        rows = signals.logprob
-        return estimate(stats.perplexity_interval(-rows.sum(), rows.counts, group, plan.confidence))
+    measure = _class_utility if collector.subject.task == "classification" else _language_utility
+    after, before = (measure(signals, group, plan.confidence) for signals in (tuned, base))
+    return after | {f"base_{name}": found for name, found in before.items()}
 
-    return {"perplexity": perplexity(tuned), "base_perplexity": perplexity(base)}
+
+def _language_utility(signals: Signals, group: np.ndarray, confidence: float) -> dict[str, Estimate]:
+    rows = signals.logprob
+    return {"perplexity": estimate(stats.perplexity_interval(-rows.sum(), rows.counts, group, confidence))}
+
+
+def _class_utility(signals: Signals, group: np.ndarray, confidence: float) -> dict[str, Estimate]:
+    s, scored = signals.statistics, signals.logprob.counts > 0
+    hits = np.asarray(s.top) == s.token
+    return {
+        "accuracy": estimate(stats.korn_graubard(hits, group[scored], confidence)),
+        "loss": estimate(stats.mean_interval(signals.nll[scored], group[scored], confidence)),
+    }
 
 
 def _metrics(outcome: Outcome, findings: Findings, bound: Estimate | None) -> dict[str, Estimate]:
@@ -265,6 +280,7 @@ def _findings(
         nonmembers=outside,
         unit=str(collector.card.data["unit"]),
         trained_here=collector.subject.trained_here,
+        task=collector.subject.task,
     )
 
 
@@ -279,7 +295,8 @@ def _report(
         run=card.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         verdict=verdict(findings),
-        threat_model=threat_model(findings.unit, access, here, collector.subject.has_base),
+        task=findings.task,
+        threat_model=threat_model(findings, access, collector.subject.has_base),
         claims=claims(findings, None),
         attempts=attempts,
         canaries=tuple(findings.canaries),
@@ -287,7 +304,9 @@ def _report(
         utility=findings.utility,
         metrics=metrics,
         requirements=tuple(judge(text, metrics) for text in plan.require),
-        untested=UNTESTED if here else UNTESTED_ELSEWHERE,
+        untested=untested(findings.task, {n: a.tasks for n, a in discover("membership").items()})
+        if here
+        else UNTESTED_ELSEWHERE,
         counts={
             **card.data["counts"],
             "members": int(evidence.member.sum()),

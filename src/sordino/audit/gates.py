@@ -101,7 +101,7 @@ def shuffle_gate(outcome: Outcome, plan: AuditPlan, seed: int) -> Gate:
     )
 
 
-def canary_gate(found: Sequence[Found], planted: bool = True) -> Gate:
+def canary_gate(found: Sequence[Found], planted: bool = True, task: str = "causal-lm") -> Gate:
     """Gate (d): canaries trained on many times are found, so the instrument works on this model.
 
     Where none could be `planted`, as Sordino did not train the model, it cannot be judged.
@@ -109,6 +109,9 @@ def canary_gate(found: Sequence[Found], planted: bool = True) -> Gate:
     question = "Are canaries that were trained on many times more exposed than those left out?"
     if not planted:
         finding = "None are in this model's training data, since it was trained elsewhere."
+        return Gate(name="canaries", question=question, passed=None, finding=finding)
+    if task == "classification":
+        finding = "No canaries are planted for a classifier: nothing shows that its memory would be found."
         return Gate(name="canaries", question=question, passed=None, finding=finding)
     top = sorted({f.repetitions for f in found})[-2:]
     inside = [f.bits for f in found if f.included and f.repetitions in top]

@@ -6,12 +6,13 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from sordino.attacks.base import Task
 from sordino.config import recorded
 from sordino.errors import RunError
 from sordino.run import Run
 from sordino.serialize import Serializer, Tokens
 from sordino.signals import STATISTICS, Statistics
-from sordino.train.flow import serializer_for
+from sordino.train.flow import classes_of, serializer_for
 
 __all__ = ["Subject", "Trained", "said"]
 
@@ -23,12 +24,13 @@ class Subject(Protocol):
     """A model under audit: "tuned" is the model itself, "base" the untuned one, where there is one.
 
     `trained_here` says that Sordino drew the coins; `has_base` that there is an untuned model;
-    `gives` which statistics of a token can be had.
+    `gives` which statistics of a token can be had; `task` what the model does.
     """
 
     trained_here: bool
     has_base: bool
     gives: frozenset[str]
+    task: Task
 
     def load_serializer(self) -> Serializer:
         """The way from a record to tokens; raises `RunError` where it has changed."""
@@ -68,6 +70,8 @@ class Trained:
             hint = f"Finish it: `sordino train --resume {run.path}`."
             raise RunError(f"{run.path} is not trained to its end ({self.card.status}).", hint)
         self.config = recorded(self.card.config, str(run.path / "run.json"))
+        self.task: Task = self.config.task
+        self.labels = tuple(self.card.data.get("labels", ()))
         self._check_weights()
 
     def _check_weights(self) -> None:
@@ -90,7 +94,7 @@ class Trained:
         from sordino.model import load_tokenizer
 
         tokenizer = load_tokenizer(self.config.model, str(self.run.weights))
-        serializer = serializer_for(self.config, tokenizer, int(self.card.model["context"]))
+        serializer = serializer_for(self.config, tokenizer, int(self.card.model["context"]), self.labels)
         if serializer.rule != self.card.model["serializer"]:
             message = f"The tokenizer in {self.run.weights} or the serializer is not the one the run was trained with."
             raise RunError(message, "Restore the folder, or use the Sordino that trained it.")
@@ -101,7 +105,7 @@ class Trained:
         """The fine-tuned model; raises `RunError` where the base under its adapter has changed."""
         from sordino.model import restore
 
-        model = restore(self.config.model, self.config.method, self.run.weights)
+        model = restore(self.config.model, self.config.method, self.run.weights, classes_of(self.config, self.labels))
         if self.config.method.kind != "full":
             self._check_base(model.base())
         return model
@@ -126,8 +130,10 @@ class Trained:
     def measure(self, tokens: Sequence[Tokens], which: str, tick: Tick) -> Statistics:
         """One forward pass over `tokens`."""
         from sordino.collect import collect
+        from sordino.collect_classes import collect_classes
 
-        return collect(self.tuned if which == "tuned" else self.untuned, tokens, tick=tick)
+        gather = collect if self.task == "causal-lm" else collect_classes
+        return gather(self.tuned if which == "tuned" else self.untuned, tokens, tick=tick)
 
     def repeats(self, prefixes: Sequence[np.ndarray], suffixes: Sequence[np.ndarray]) -> list[bool]:
         """By greedy decoding."""

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from sordino.results import Attempt, CanaryLevel, Claim, Estimate, Gate, Verdict
 
-__all__ = ["UNTESTED", "UNTESTED_ELSEWHERE", "Findings", "claims", "threat_model", "verdict"]
+__all__ = ["UNTESTED", "UNTESTED_ELSEWHERE", "Findings", "claims", "threat_model", "untested", "verdict"]
 
 # Below this many coins on a side nothing is called clean, and above this upper end of AUC neither.
 _FEWEST, _CLEAN_AUC, _LEVEL = 100, 0.6, 0.01
@@ -29,6 +30,24 @@ UNTESTED = (
     "Quantised, merged or further tuned copies of this model: test the artefact you deploy.",
 )
 
+_UNTESTED_CLASSIFIER = (
+    "Attacks with shadow models (LiRA, RMIA), which can be stronger than every score used here.",
+    "Adversaries who see only labels and ask about many variants of a record, or who see gradients.",
+    "Texts reconstructed from what the model says of classes (model inversion), or from its weights.",
+    "Records that always train (outside the audit candidates): their risk is inferred, not measured.",
+    "Backdoors, poisoned base weights, and data that reached the base model before this fine-tuning.",
+    "Quantised, merged or further tuned copies of this model: test the artefact you deploy.",
+)
+
+
+def untested(task: str, attacks: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """What a reader might assume and nobody measured; `attacks` has the tasks of each membership attack."""
+    if task == "causal-lm":
+        return UNTESTED
+    left_out = ", ".join(name for name, tasks in sorted(attacks.items()) if task not in tasks)
+    scores = f"Scores over the tokens of a text ({left_out}): a classifier gives one class to the whole."
+    return (scores, *_UNTESTED_CLASSIFIER)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
@@ -50,6 +69,7 @@ class Findings:
     unit: str
     trained_here: bool = True
     delta: Estimate | None = None
+    task: Literal["causal-lm", "classification"] = "causal-lm"
 
 
 def _times(share: float) -> str:
@@ -236,6 +256,13 @@ def _unit_words(unit: str) -> str:
 
 def _utility_claim(f: Findings) -> Claim:
     statement = "Fine-tuning improved the model on records it never saw."
+    if f.task == "classification" and "accuracy" in f.utility:
+        tuned, base = f.utility["accuracy"], f.utility["base_accuracy"]
+        return Claim(
+            statement=statement,
+            evidence=f"Held-out accuracy {tuned} against {base} before.",
+            status=_status(tuned.high < base.low, tuned.low > base.high),  # type: ignore[arg-type]
+        )
     if "perplexity" not in f.utility:
         return Claim(statement=statement, evidence="No validation records were set apart.", status="not tested")
     tuned, base = f.utility["perplexity"], f.utility["base_perplexity"]
@@ -246,18 +273,22 @@ def _utility_claim(f: Findings) -> Claim:
     )
 
 
-def threat_model(unit: str, access: Sequence[str], trained_here: bool = True, has_base: bool = True) -> dict[str, str]:
+def threat_model(f: Findings, access: Sequence[str], has_base: bool = True) -> dict[str, str]:
     """Who attacks, what they see and want, in the terms of the audit."""
-    model = "the fine-tuned model" if trained_here else "the model in the form named under provenance"
+    model = "the fine-tuned model" if f.trained_here else "the model in the form named under provenance"
     also = " and also has the public base model" if has_base else ""
+    writes = f.task == "causal-lm"
     return {
         "Adversary": f"somebody outside who can query {model}{also}",
         "Sees": ", ".join(sorted(set(access))) + " of texts of their choice",
-        "Knows": "candidate records, or the beginning of a record; not which ones were trained on",
-        "Wants": "to learn whether a record was trained on, to get a record out"
-        + (", or to recover a secret in it" if trained_here else ""),
-        "Protected unit": f"one {unit}",
+        "Knows": "candidate records, or the beginning of a record; not which ones were trained on"
+        if writes
+        else "candidate records with their classes; not which ones were trained on",
+        "Wants": "to learn whether a record was trained on"
+        + (", to get a record out" if writes else "")
+        + (", or to recover a secret in it" if writes and f.trained_here else ""),
+        "Protected unit": f"one {f.unit}",
         "Not considered": "access to the training machine, "
-        + ("the run folder, " if trained_here else "")
+        + ("the run folder, " if f.trained_here else "")
         + "gradients or other checkpoints",
     }

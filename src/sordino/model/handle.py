@@ -1,4 +1,4 @@
-"""A model with its tokenizer, and the switch between what it became and what it was."""
+"""A language model or classifier with its tokenizer, and the switch between what it became and what it was."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sordino.classifier import Classes, usable_context
 from sordino.config import MethodConfig, ModelConfig
 from sordino.evidence import digest
 from sordino.model.methods import base_state, untuned, virtual_tokens
@@ -20,13 +21,17 @@ DEFAULT_CONTEXT = 1024
 
 @dataclass(frozen=True)
 class Model:
-    """A model and its tokenizer; `tuned=False` is the same weights with the tuning switched off."""
+    """A model and its tokenizer; `tuned=False` is the same weights with the tuning switched off.
+
+    With `classes` it is a classifier of those, else a causal language model.
+    """
 
     module: Any
     tokenizer: Any
     config: ModelConfig
     method: MethodConfig | None = None
     tuned: bool = True
+    classes: Classes | None = None
 
     @property
     def device(self) -> torch.device:
@@ -40,6 +45,8 @@ class Model:
         The base of a tuned model has the same context, so that both read the same windows.
         """
         length = getattr(self.module.config, "max_position_embeddings", None)
+        if length and self.classes is not None:
+            length = usable_context(self.module, int(length))
         return (int(length) if length else DEFAULT_CONTEXT) - virtual_tokens(self.method)
 
     @contextmanager
@@ -62,7 +69,7 @@ class Model:
             return dataclasses.replace(self, tuned=False)
         from sordino.model.loading import load  # here, because loading makes handles
 
-        return load(self.config)
+        return load(self.config, classes=self.classes)
 
     def digest(self) -> str:
         """blake2b over the names, types, shapes and bytes of the weights in use.

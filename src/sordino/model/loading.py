@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from sordino.classifier import Classes, load_classifier
 from sordino.config import ModelConfig
 from sordino.errors import ConfigError, ModelError, SordinoError
 from sordino.evidence import digest, digest_files, require_safetensors
@@ -109,14 +110,27 @@ def load_tokenizer(config: ModelConfig, folder: str | None = None) -> Any:
     return tokenizer
 
 
-def load(config: ModelConfig, folder: str | None = None, dtype: torch.dtype | str = torch.float32) -> Model:
+def load(
+    config: ModelConfig,
+    folder: str | None = None,
+    dtype: torch.dtype | str = torch.float32,
+    *,
+    classes: Classes | None = None,
+) -> Model:
     """The untuned model (or the fully tuned weights in `folder`) in `dtype`, or "auto"; safetensors only.
 
-    Raises `ModelError` where it is missing, brings code, has pickled weights, or is no causal LM.
+    With `classes` it is a classifier of those, in float32. Raises `ModelError` where it is missing,
+    brings code, has pickled weights, or is neither a causal LM nor, with `classes`, a trunk that a
+    classifier's head fits on.
     """
     from transformers import AutoModelForCausalLM
 
     tokenizer = load_tokenizer(config)
+    if classes is not None:
+        source, pad = folder or resolve(config.path), tokenizer.pad_token_id
+        with loading(config, "The classifier"), _unreported():
+            module = load_classifier(config, source, classes, pad=pad, tuned=folder is not None)
+        return Model(module.to(pick_device(config.device)), tokenizer, config, classes=classes)
     with loading(config, "The model"):
         module = AutoModelForCausalLM.from_pretrained(
             folder or resolve(config.path),
@@ -128,6 +142,19 @@ def load(config: ModelConfig, folder: str | None = None, dtype: torch.dtype | st
     if module.get_output_embeddings() is None:
         raise ModelError(f"{config.path!r} has no language-model head.", "Use a causal language model.")
     return Model(module=module.to(pick_device(config.device)), tokenizer=tokenizer, config=config)
+
+
+@contextmanager
+def _unreported() -> Iterator[None]:
+    # A head is meant to be new: the loader's table of what is missing would only alarm.
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sordino.classifier import Classes, head_names, prepare_shape
 from sordino.config import MethodConfig, ModelConfig, check_method
 from sordino.errors import ConfigError, ModelError
 from sordino.evidence import require_safetensors
@@ -45,7 +46,7 @@ def attach(model: Model, method: MethodConfig, seed: int) -> Model:
         module.requires_grad_(False)
         module.add_module(OWN, _ours(module, method))
     else:
-        module = _wrapped(module, method)
+        module = _wrapped(module, method, None if model.classes is None else head_names(module))
     return dataclasses.replace(model, module=module, method=method)
 
 
@@ -57,12 +58,12 @@ def _ours(module: Any, method: MethodConfig) -> Own:
     return attach_adapters(module, method.bottleneck)
 
 
-def _wrapped(module: nn.Module, method: MethodConfig) -> nn.Module:
+def _wrapped(module: nn.Module, method: MethodConfig, heads: list[str] | None) -> nn.Module:
     from peft import get_peft_model
 
     try:
         with quiet():
-            return _trimmed(get_peft_model(module, _peft_config(module, method)))
+            return _trimmed(get_peft_model(module, _peft_config(module, method, heads)))
     except (ValueError, NotImplementedError) as error:
         if isinstance(error, ConfigError):
             raise
@@ -71,9 +72,9 @@ def _wrapped(module: nn.Module, method: MethodConfig) -> nn.Module:
         raise ConfigError(f"method.{what}: {first_line(error)}", f"Modules here: {', '.join(linear)}.") from error
 
 
-def _peft_config(module: nn.Module, method: MethodConfig) -> Any:
+def _peft_config(module: nn.Module, method: MethodConfig, heads: list[str] | None) -> Any:
     if method.kind == "lora":
-        return lora_config(module, method)
+        return lora_config(module, method, heads)
     if method.kind == "ia3":
         return ia3_config(module)
     return prefix_config(method) if method.kind == "prefix" else prompt_config(module, method)
@@ -113,10 +114,12 @@ def save(model: Model, folder: Path) -> None:
     if (path := folder / "adapter_config.json").exists():
         # PEFT writes sets in an order that differs from process to process.
         settings = json.loads(path.read_text())
-        for key in ("target_modules", "feedforward_modules"):
+        for key in ("target_modules", "feedforward_modules", "modules_to_save"):
             if isinstance(settings.get(key), list):
-                settings[key] = sorted(settings[key])
+                settings[key] = sorted(set(settings[key])) or None
         path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+        if model.classes is not None:
+            model.module.config.save_pretrained(str(folder))  # an adapter alone would not name its classes
     model.tokenizer.save_pretrained(str(folder))
 
 
@@ -131,12 +134,15 @@ def _save_own(tensors: Mapping[str, torch.Tensor], method: MethodConfig, folder:
     (folder / _SETTINGS).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
-def restore(config: ModelConfig, method: MethodConfig, folder: Path) -> Model:
-    """The tuned model saved in `folder` by `save`; raises `ModelError` where `folder` has another method's."""
+def restore(config: ModelConfig, method: MethodConfig, folder: Path, classes: Classes | None = None) -> Model:
+    """The tuned model saved in `folder` by `save`, a classifier of `classes` if given.
+
+    Raises `ModelError` where `folder` has another method's weights.
+    """
     require_safetensors(folder)
     if method.kind == "full":
-        return dataclasses.replace(load(config, str(folder)), method=method)
-    base = load(config)
+        return dataclasses.replace(load(config, str(folder), classes=classes), method=method)
+    base = load(config, classes=classes)
     if method.kind in _OURS:
         return _restore_own(base, method, folder)
     model = on_adapter(base, folder)
@@ -187,17 +193,20 @@ def _another(folder: Path, method: MethodConfig) -> ModelError:
     return ModelError(message, "Use the configuration they were tuned with.")
 
 
-def count_parameters(config: ModelConfig, method: MethodConfig) -> dict[str, int]:
+def count_parameters(config: ModelConfig, method: MethodConfig, classes: Classes | None = None) -> dict[str, int]:
     """`parameters`, `trainable` and `context` of a model tuned by `method`; no weights are loaded."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+    kind = AutoModelForCausalLM if classes is None else AutoModelForSequenceClassification
     with loading(config, "The model"):
         shape = AutoConfig.from_pretrained(
             resolve(config.path), revision=config.revision, trust_remote_code=config.remote_code
         )
+        if classes is not None:
+            shape = prepare_shape(shape, classes)
         with torch.device("meta"):
-            module = AutoModelForCausalLM.from_config(shape, trust_remote_code=config.remote_code)
-            model = attach(Model(module=module, tokenizer=None, config=config), method, seed=0)
+            module = kind.from_config(shape, trust_remote_code=config.remote_code)
+            model = attach(Model(module=module, tokenizer=None, config=config, classes=classes), method, seed=0)
     sizes = [(p.numel(), p.requires_grad) for p in model.module.parameters()]
     return {
         "parameters": sum(n for n, _ in sizes),

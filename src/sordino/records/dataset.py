@@ -7,11 +7,12 @@ from pathlib import Path
 from sordino.errors import ConfigError, DataError
 from sordino.records.readers import Row, Table, kind_of, read_table
 from sordino.records.record import DataConfig, Dataset, Record, content_digest, record_id
-from sordino.records.shapes import Shape, column_value, count_extra_keys, find_shape, to_messages
+from sordino.records.shapes import Shape, column_value, count_extra_keys, find_shape, label_of, to_messages
 from sordino.results import Notice
 
 __all__ = ["read", "suggest_columns"]
 
+LABELS = ("label", "category", "intent")
 UNITS = ("unit", "customer", "patient", "client", "author", "user", "subject", "sender", "speaker")
 
 
@@ -34,8 +35,10 @@ def read(config: DataConfig, base: Path | None = None) -> Dataset:
             continue
         unit = _unit(config, row, number, source)
         own = None if config.id is None else _name(row, config.id, source)
-        name = record_id(messages, unit) if own is None else own
-        collected.add(Record(id=name, messages=messages, unit=name if unit is None else unit), row.place)
+        label = None if config.label is None else label_of(row, config.label, source)
+        name = record_id(messages, unit, label) if own is None else own
+        record = Record(id=name, messages=messages, unit=name if unit is None else unit, label=label)
+        collected.add(record, row.place)
     if not collected.records:
         message = f"{source} holds no usable record: all {len(table.rows):,} are empty."
         raise DataError(message, f"They were read as {shape}: are these the right columns?")
@@ -47,16 +50,20 @@ def read(config: DataConfig, base: Path | None = None) -> Dataset:
     )
 
 
-def suggest_columns(path: Path) -> dict[str, str]:
-    """Which columns of the file at `path` fit which key of `data`: the shape, an id, a unit.
+def suggest_columns(path: Path, *, labelled: bool = False) -> dict[str, str]:
+    """Which columns of the file at `path` fit which key of `data`: the shape, an id, a unit, a label.
 
-    Where no column has a usual name, the one with the longest texts is taken for the text. Raises
-    `DataError` for a file that cannot be read or can be read in several ways.
+    A label is looked for only where the records are to be `labelled`. Where no column has a usual name,
+    the one with the longest texts is taken for the text. Raises `DataError` for a file that cannot be
+    read or can be read in several ways.
     """
     table = read_table(Path(path), str(path))
     if table.columns in (("text",), ("text", "file")):
         return {}
     found = _suggest_shape(table, str(path))
+    for name in table.columns if labelled else ():
+        if name.lower() in LABELS and name not in found.values():
+            found.setdefault("label", name)
     for name in table.columns:
         plain = name.lower().removesuffix("_id").removesuffix(" id")
         values = [row.values.get(name) for row in table.rows]
@@ -94,7 +101,7 @@ class _Collector:
 
     def add(self, record: Record, place: str) -> None:
         """Append `record`, or merge it into its exact duplicate; raises `DataError` for a reused id."""
-        digest = content_digest(record.messages)
+        digest = content_digest(record.messages, record.label)
         unit, other, first = self._ids.setdefault(record.id, (record.unit, digest, place))
         if (unit, other) != (record.unit, digest):
             differs = "content" if other != digest else "unit"
@@ -144,7 +151,7 @@ def _name(row: Row, column: str, source: str) -> str:
 
 
 def _notices(config: DataConfig, table: Table, shape: Shape, collected: _Collector) -> tuple[Notice, ...]:
-    read_columns = {*shape.columns, config.id, config.unit}
+    read_columns = {*shape.columns, config.id, config.unit, config.label}
     unread = [name for name in table.columns if name not in read_columns]
     extra = count_extra_keys(shape, table.rows)
     empty = collected.empty + table.blank

@@ -25,11 +25,15 @@ class Message:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One training text; `unit` names whom it belongs to: itself, or a patient, customer, author."""
+    """One training text; `unit` names whom it belongs to: itself, or a patient, customer, author.
+
+    `label` is the class that a classifier learns to give it.
+    """
 
     id: str
     messages: tuple[Message, ...]
     unit: str
+    label: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +43,8 @@ class DataConfig:
     A record is read from `text`, or from `prompt` and `completion`, or from `messages` (a list of
     {role, content}); where none is named, the usual names are looked for. `id` names the column of ids
     (default: a digest of the content), `unit` the column of whom a record belongs to (default: each
-    record is its own unit); `unit_rows` makes every so many consecutive rows one unit instead.
+    record is its own unit); `unit_rows` makes every so many consecutive rows one unit instead. `label`
+    names the column of classes, for a classifier.
     """
 
     path: str
@@ -48,6 +53,7 @@ class DataConfig:
     prompt: str | None = None
     completion: str | None = None
     messages: str | None = None
+    label: str | None = None
     id: str | None = None
     unit: str | None = None
     unit_rows: int | None = None
@@ -74,28 +80,32 @@ class Dataset:
     @cached_property
     def fingerprint(self) -> str:
         """A blake2b-256 hex digest of the set of (id, unit, content digest); the order does not matter."""
-        rows = sorted((record.id, record.unit, content_digest(record.messages)) for record in self.records)
+        rows = sorted((r.id, r.unit, content_digest(r.messages, r.label)) for r in self.records)
         return hashlib.blake2b(_json(rows), digest_size=32, person=b"sordino-dataset").hexdigest()
 
 
-def content_digest(messages: Sequence[Message]) -> str:
-    """The blake2b-128 hex digest of the canonical content of `messages`.
+def content_digest(messages: Sequence[Message], label: str | None = None) -> str:
+    """The blake2b-128 hex digest of the canonical content of `messages`, and of the `label` if there is one.
 
     Canonical content is the UTF-8 JSON text, without blanks, of [[role, content], ...], each content in
     Unicode normal form C: texts that differ only in how accents are composed are the same text.
     """
-    return hashlib.blake2b(_json(_canonical(messages)), digest_size=16).hexdigest()
+    content: list[object] = [*_canonical(messages)]
+    # A list of pairs, or a list of that list and a text: no content with a label equals one without.
+    parts = content if label is None else [content, label]
+    return hashlib.blake2b(_json(parts), digest_size=16).hexdigest()
 
 
-def record_id(messages: Sequence[Message], unit: str | None = None) -> str:
+def record_id(messages: Sequence[Message], unit: str | None = None, label: str | None = None) -> str:
     """The id of a record that has none of its own: its content digest.
 
     Where the caller names units, the `unit` is digested too: the same text in the hands of two units
     is two records.
     """
     if unit is None:
-        return content_digest(messages)
-    return hashlib.blake2b(_json([unit, _canonical(messages)]), digest_size=16).hexdigest()
+        return content_digest(messages, label)
+    parts = [unit, _canonical(messages), *([] if label is None else [label])]
+    return hashlib.blake2b(_json(parts), digest_size=16).hexdigest()
 
 
 def _canonical(messages: Sequence[Message]) -> list[list[str]]:

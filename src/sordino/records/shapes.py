@@ -1,5 +1,6 @@
 """From a row to messages: a text, a prompt with its completion, or a chat."""
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +9,7 @@ from sordino.errors import ConfigError, DataError, did_you_mean
 from sordino.records.readers import Row, kind_of
 from sordino.records.record import DataConfig, Message
 
-__all__ = ["CHAT_ROLES", "Shape", "column_value", "count_extra_keys", "find_shape", "to_messages"]
+__all__ = ["CHAT_ROLES", "Shape", "column_value", "count_extra_keys", "find_shape", "label_of", "to_messages"]
 
 CHAT_ROLES = ("system", "user", "assistant", "tool")
 PAIRS = (
@@ -114,6 +115,23 @@ def column_value(row: Row, column: str, source: str) -> object:
         message = f"{source}, {row.place}: no column '{column}'; there are {known}."
         raise DataError(message, did_you_mean(column, row.values))
     return row.values[column]
+
+
+def label_of(row: Row, column: str, source: str) -> str:
+    """The class in `column`, as text without blanks around it; true and false are "true" and "false".
+
+    Raises `DataError`, with the place, where it is missing, blank, or no text, whole number or boolean.
+    """
+    value = column_value(row, column, source)
+    where = f"{source}, {row.place}: column '{column}'"
+    hint = "Every record of a classifier needs its label: a text, a whole number, or true or false."
+    if not isinstance(value, str | int):
+        raise DataError(f"{where} is {kind_of(value)}{f' ({value})' if isinstance(value, float) else ''}.", hint)
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    label = unicodedata.normalize("NFC", _checked(text, row, column, source)).strip()
+    if not label:
+        raise DataError(f"{where} is blank.", hint)
+    return label
 
 
 def _text(row: Row, column: str, source: str) -> str:

@@ -13,7 +13,9 @@ from sordino.results import Notice
 
 __all__ = ["load", "save"]
 
-VERSION = b"1"
+VERSION = b"2"
+# Version 1 has no labels, and is read as such.
+UNLABELLED = b"1"
 VERSION_KEY, NOTICES_KEY = b"sordino.split", b"sordino.notices"
 
 
@@ -31,6 +33,7 @@ def save(split: Split, path: Path | str) -> None:
             "group": example.group,
             "repetitions": example.repetitions,
             "messages": [{"role": m.role, "content": m.content} for m in example.record.messages],
+            "label": example.record.label,
         }
         for example in split.examples
     ]
@@ -51,7 +54,9 @@ def load(path: Path | str) -> Split:
     try:
         table = pq.ParquetFile(path).read()
         metadata = table.schema.metadata or {}
-        if metadata.get(VERSION_KEY) != VERSION or not table.schema.equals(_schema()):
+        version = metadata.get(VERSION_KEY)
+        known = {VERSION: _schema(), UNLABELLED: _schema().remove(_schema().get_field_index("label"))}
+        if version not in known or not table.schema.equals(known[version]):
             hint = "It was written by another version, or is another file."
             raise RunError(f"{path} is not a split of version {VERSION.decode()}.", hint)
         notices = msgspec.json.decode(metadata[NOTICES_KEY], type=tuple[Notice, ...])
@@ -79,6 +84,7 @@ def _schema() -> Any:
             ("group", pa.string()),
             ("repetitions", pa.int64()),
             ("messages", pa.list_(message)),
+            ("label", pa.string()),
         ]
     )
 
@@ -86,7 +92,7 @@ def _schema() -> Any:
 def _example(row: dict[str, Any]) -> Example:
     messages = tuple(Message(turn["role"], turn["content"]) for turn in row["messages"])
     return Example(
-        record=Record(id=row["id"], messages=messages, unit=row["unit"]),
+        record=Record(id=row["id"], messages=messages, unit=row["unit"], label=row.get("label")),
         role=row["role"],
         included=row["included"],
         group=row["group"],

@@ -38,6 +38,8 @@ SECTIONS = (
     ("provenance", "Provenance"),
 )
 
+OF_TEXT = ("canaries", "excerpts")  # what a classifier, which writes nothing, has no section of
+
 
 @dataclass(frozen=True, kw_only=True)
 class Excerpt:
@@ -89,12 +91,12 @@ def render_html(report: AuditReport, card: RunCard, excerpts: Sequence[Excerpt] 
     return template.render(
         report=report,
         card=card,
-        sections=SECTIONS,
+        sections=[one for one in SECTIONS if report.task == "causal-lm" or one[0] not in OF_TEXT],
         style=style,
         style_digest=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         state=text.STATE[report.verdict.state],
-        meaning=text.MEANING[report.verdict.state],
-        glossary=text.GLOSSARY,
+        meaning=text.meaning(report),
+        glossary=text.glossary(report),
         headline=headline,
         reasons=reasons,
         key_figures=view.key_figures(report),

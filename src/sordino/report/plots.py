@@ -187,16 +187,18 @@ def _ends(one: Estimate) -> tuple[float, float]:
 def tradeoff_svg(
     attack: str, *, utility: Mapping[str, Estimate], leak: tuple[Estimate | None, Estimate | None], key: str
 ) -> str:
-    """Draw what training cost and what it bought: AUC of `attack` against held-out perplexity.
+    """Draw what training cost and what it bought: AUC of `attack` against held-out perplexity or accuracy.
 
-    `utility` has `perplexity` and `base_perplexity`; `leak` is the AUC on the base and on the tuned model.
+    `utility` has `perplexity` and `base_perplexity`, or of a classifier `accuracy` and `base_accuracy`;
+    `leak` is the AUC on the base and on the tuned model.
     """
-    points = _models(utility, leak)
+    useful, better = ("accuracy", "right") if "accuracy" in utility else ("perplexity", "left")
+    points = _models(utility, leak, useful)
     if not points:
         return ""
     ends = [end for point in points for end in _ends(point.x)]
     low, high = min(ends), max(ends)
-    pad = (high - low) * 0.2 or 1.0
+    pad = (high - low) * 0.2 or (1.0 if useful == "perplexity" else 0.1)
     floor = min(0.38, *(_ends(point.y)[0] - 0.08 for point in points))
     with canvas():
         figure, axes = _axes(280, (56, 10, 48, 8))
@@ -208,15 +210,17 @@ def tradeoff_svg(
         for point in points:
             _draw_point(axes, point, ahead=(point.x.value or 0.0) < (low + high) / 2)
         upwards = f"AUC of {printable(attack)} (up: leaks more)"
-        _label(axes, "Held-out perplexity (left: more useful)", upwards)
+        _label(axes, f"Held-out {useful} ({better}: more useful)", upwards)
         axes.yaxis.label.set_parse_math(False)
-        said = (f"{one.name}: perplexity {estimate_text(one.x)}, AUC {estimate_text(one.y)}" for one in points)
+        said = (f"{one.name}: {useful} {estimate_text(one.x)}, AUC {estimate_text(one.y)}" for one in points)
         return to_svg(figure, key=key, title="Privacy against utility", description=f"{'; '.join(said)}.")
 
 
-def _models(utility: Mapping[str, Estimate], leak: tuple[Estimate | None, Estimate | None]) -> tuple[_Point, ...]:
+def _models(
+    utility: Mapping[str, Estimate], leak: tuple[Estimate | None, Estimate | None], useful: str
+) -> tuple[_Point, ...]:
     """Pair the untuned base and the fine-tuned model with their AUC; nothing if a figure is missing."""
-    xs = (utility.get("base_perplexity"), utility.get("perplexity"))
+    xs = (utility.get(f"base_{useful}"), utility.get(useful))
     return tuple(
         _Point(name=name, x=x, y=y, tuned=name == "fine-tuned")
         for name, x, y in zip(("untuned base", "fine-tuned"), xs, leak, strict=True)

@@ -16,9 +16,11 @@ __all__ = [
     "false_positive_rate",
     "figure_text",
     "flatten",
+    "glossary",
     "headline",
     "in_words",
     "interval_text",
+    "meaning",
     "metric_label",
     "moment",
     "printable",
@@ -101,9 +103,27 @@ LABELS = {
     "non-members": "Same, from records never seen",
     "excess": "Excess over records never seen",
     "perplexity": "Held-out perplexity",
+    "accuracy": "Held-out accuracy",
+    "loss": "Held-out loss of the true class, nats",
 }
 
+# About text that comes out of a model: beside the point where it only tells classes.
+OF_TEXT = ("Exposure",)
+
 SHORT = {"auc": "AUC", "non-members": "unseen"}
+
+
+def meaning(report: AuditReport) -> str:
+    """Say what the state of the verdict means; of a classifier, nothing about text that comes out."""
+    words = MEANING[report.verdict.state]
+    if report.task == "causal-lm":
+        return words
+    return words.replace(", or at reading it back", "").replace(", or read them back,", "")
+
+
+def glossary(report: AuditReport) -> tuple[tuple[str, str], ...]:
+    """Choose the words that the page about this model uses."""
+    return tuple(entry for entry in GLOSSARY if report.task == "causal-lm" or entry[0] not in OF_TEXT)
 
 
 def printable(text: str) -> str:

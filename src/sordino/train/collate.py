@@ -18,7 +18,8 @@ _BUCKET = 50
 class Batch:
     """Right-padded records: `input_ids` and `attention_mask` (B, T), and what is scored.
 
-    `positions` (N) index the flattened (B, T): the logits there predict `wanted` (N), the targets.
+    `positions` (N) index the flattened (B, T): the logits there predict `wanted` (N), the targets. A
+    classifier's targets are the numbers of the classes (B), at no position.
     """
 
     input_ids: torch.Tensor
@@ -29,7 +30,7 @@ class Batch:
 
     @property
     def targets(self) -> int:
-        """How many tokens are scored."""
+        """How many tokens (of a classifier: records) are scored."""
         return len(self.wanted)
 
 
@@ -59,11 +60,14 @@ def collate(tokens: Sequence[Tokens], pad: int, device: torch.device) -> Batch:
         scored[row, 1 : len(item)] = item.target[1:]
     # The logits at one position predict the token at the next.
     following = np.flatnonzero(scored)
+    positions, wanted = following - 1, ids.ravel()[following]
+    if tokens[0].label is not None:
+        positions, wanted = positions[:0], np.array([item.label for item in tokens], dtype=np.int64)
     return Batch(
         input_ids=_send(ids, device),
         attention_mask=_send(mask, device),
-        positions=_send(following - 1, device),
-        wanted=_send(ids.ravel()[following], device),
+        positions=_send(positions, device),
+        wanted=_send(wanted, device),
         padded=bool(mask.size > mask.sum()),
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -16,6 +16,7 @@ from sordino.config import RunConfig, recorded
 from sordino.errors import ConfigError, RunError
 from sordino.evidence import digest
 from sordino.records import Example, Split, read, split
+from sordino.records.labels import label_notices, labels_of
 from sordino.records.store import load as load_split
 from sordino.records.store import save as save_split
 from sordino.results import Notice, RunCard, encode
@@ -23,9 +24,16 @@ from sordino.run import Run, write_folder
 from sordino.serialize import Serializer, Tokens, encode_all
 from sordino.train.progress import Monitor
 
-__all__ = ["Prepared", "create", "fine_tune", "plan_of", "prepare", "serializer_for", "train_run"]
+if TYPE_CHECKING:
+    from sordino.classifier import Classes
+
+__all__ = ["Prepared", "classes_of", "create", "fine_tune", "plan_of", "prepare", "serializer_for", "train_run"]
 
 Say = Callable[[str], None]
+_NO_CANARIES = (
+    "A classifier writes no text: no canaries are planted and nothing is extracted. Without canaries, an audit "
+    "can find a leak but call nothing clean."
+)
 _SILENT: Say = lambda text: None  # noqa: E731 - a named default reads better than a def
 
 
@@ -38,6 +46,11 @@ class Prepared:
     unit_kind: str
     fingerprint: str
     notices: tuple[Notice, ...]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes of a classifier's records, sorted; none for a language model."""
+        return labels_of(self.split.examples)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -64,7 +77,10 @@ def prepare(config: RunConfig) -> Prepared:
     notices = [*dataset.notices, *placed.notices]
     examples: tuple[Example, ...] = ()
     canaries: tuple[Canary, ...] = ()
-    if config.canaries.per_level and config.split.candidates:
+    if config.task == "classification":
+        notices += label_notices(placed.examples, str(config.data.label))
+        notices.append(Notice(kind="no-canaries", count=0, message=_NO_CANARIES))
+    elif config.canaries.per_level and config.split.candidates:
         examples, canaries = plant(dataset, config.canaries, config.seed)
         wanted = config.canaries.per_level * len(config.canaries.levels)
         if len(canaries) < wanted:
@@ -80,13 +96,23 @@ def prepare(config: RunConfig) -> Prepared:
     )
 
 
-def serializer_for(config: RunConfig, tokenizer: Any, context: int) -> Serializer:
-    """The serializer of a run: at most `train.max_length` tokens, by default the context up to 1,024."""
+def classes_of(config: RunConfig, labels: Sequence[str]) -> "Classes | None":
+    """What the model of a run decides between: `labels` for a classifier, nothing for a language model."""
+    from sordino.classifier import Classes
+
+    return None if config.task == "causal-lm" else Classes(labels=tuple(labels), seed=config.seed)
+
+
+def serializer_for(config: RunConfig, tokenizer: Any, context: int, labels: Sequence[str] = ()) -> Serializer:
+    """The serializer of a run: at most `train.max_length` tokens, by default the context up to 1,024.
+
+    `labels` are the classes of a classifier.
+    """
     length = config.train.max_length or min(context, 1024)
     if length > context:
         message = f"train.max_length is {length}, but the model's context is {context} tokens."
         raise ConfigError(message, f"Set it to {context} or less.")
-    return Serializer(tokenizer, length, config.train.too_long)
+    return Serializer(tokenizer, length, config.train.too_long, tuple(labels))
 
 
 def create(config: RunConfig, prepared: Prepared) -> Run:
@@ -107,6 +133,7 @@ def create(config: RunConfig, prepared: Prepared) -> Run:
                 "fingerprint": prepared.fingerprint,
                 "unit": prepared.unit_kind,
                 "counts": prepared.counts,
+                **({"labels": list(prepared.labels)} if prepared.labels else {}),
             },
             model={"path": config.model.path},
             environment=_environment(),
@@ -166,12 +193,13 @@ def train_run(run: Run, *, say: Say = _SILENT, monitor: Monitor = lambda progres
             raise RunError(f"{run.path} is trained already.", f"Audit it: `sordino audit {run.path}`.")
         config = recorded(card.config, str(run.path / "run.json"))
         say(f"loading {config.model.path}")
-        base = load(config.model)
+        labels = card.data.get("labels", ())
+        base = load(config.model, classes=classes_of(config, labels))
         base_digest = base.digest()
         _same_base(card, base_digest)
         placed = load_split(run.records)
         model = attach(base, config.method, config.seed)
-        serializer = serializer_for(config, base.tokenizer, model.context)
+        serializer = serializer_for(config, base.tokenizer, model.context, labels)
         training, notices = _training_tokens(placed.training, serializer)
         validation, more = _training_tokens(placed.validation, serializer)
         for notice in [*notices, *more]:
@@ -196,7 +224,8 @@ def train_run(run: Run, *, say: Say = _SILENT, monitor: Monitor = lambda progres
         progress = train(run, model, (training, validation), config.train, seed=config.seed, monitor=monitor)
         with write_folder(run.weights) as folder:
             save(model, folder)
-        summary = {k: v for k, v in dataclasses.asdict(progress).items() if k != "log_bytes"}
+        unsaid = {"log_bytes"} if labels else {"log_bytes", "accuracy"}
+        summary = {k: v for k, v in dataclasses.asdict(progress).items() if k not in unsaid}
         run.write_card(
             dataclasses.replace(
                 card,
@@ -233,8 +262,8 @@ def plan_of(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
     from sordino.model import count_parameters, load_tokenizer
 
     tokenizer = load_tokenizer(config.model)
-    shape = count_parameters(config.model, config.method)
-    serializer = serializer_for(config, tokenizer, shape["context"])
+    shape = count_parameters(config.model, config.method, classes_of(config, prepared.labels))
+    serializer = serializer_for(config, tokenizer, shape["context"], prepared.labels)
     tokens, notices = _training_tokens(prepared.split.training, serializer)
     steps = math.ceil(len(tokens) / config.train.batch_size) * config.train.epochs
     # float32 weights; a gradient and two AdamW moments for each parameter that is tuned.
@@ -242,8 +271,9 @@ def plan_of(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
     return {
         **prepared.counts,
         "unit": prepared.unit_kind,
+        **({"classes": len(prepared.labels)} if prepared.labels else {}),
         "sequences": len(tokens),
-        "tokens an epoch": sum(int(t.target.sum()) for t in tokens),
+        "tokens an epoch": sum(len(t) if prepared.labels else int(t.target.sum()) for t in tokens),
         "longest sequence": max((len(t) for t in tokens), default=0),
         **{f"records {_TOKEN_NOTICES[notice.kind]}": notice.count for notice in notices},
         "steps": steps,

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
+from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from sordino.config import TrainConfig
@@ -40,17 +41,29 @@ def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
 def validation_loss(
     model: Model, tokens: Sequence[Tokens], batch_size: int, objective: Objective | None = None
 ) -> float | None:
-    """The mean NLL a token, in nats, over `tokens`; None where there are none."""
-    objective = objective or Objective(model)
+    """The mean NLL a token (of a classifier: a record), in nats, over `tokens`; None where there are none."""
+    found = _validation(model, tokens, batch_size, objective or Objective(model))
+    return None if found is None else found[0]
+
+
+def _validation(
+    model: Model, tokens: Sequence[Tokens], batch_size: int, objective: Objective
+) -> tuple[float, float | None] | None:
+    """The mean loss over `tokens` and, of a classifier, its accuracy; None where there are none."""
     order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
-    total, count = 0.0, 0
+    total, count, right = 0.0, 0, 0
     with model.active():
         for start in range(0, len(order), batch_size):
             chosen = [tokens[i] for i in order[start : start + batch_size]]
             batch = collate(chosen, model.tokenizer.pad_token_id, model.device)
-            total += float(objective(batch))
+            scores = objective.scores(batch)
+            total += float(cross_entropy(scores, batch.wanted, reduction="sum"))
             count += batch.targets
-    return total / count if count else None
+            if model.classes is not None:
+                right += int((scores.argmax(dim=-1) == batch.wanted).sum())
+    if not count:
+        return None
+    return total / count, None if model.classes is None else right / count
 
 
 @contextmanager
@@ -106,7 +119,10 @@ class _Trainer:
                     yield step, batch
 
     def step(self, number: int, indices: list[int]) -> tuple[float, int, bool]:
-        """One optimizer step; returns the mean loss a token, the number of targets, and whether it was skipped."""
+        """One optimizer step; returns the mean loss a target, the tokens for the progress, and whether it was skipped.
+
+        A classifier's speed is told in tokens too: those it reads.
+        """
         size = math.ceil(len(indices) / self.config.accumulation)
         chosen = [self.training[i] for i in indices]
         pad = self.model.tokenizer.pad_token_id
@@ -133,7 +149,8 @@ class _Trainer:
             self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return loss, targets, overflowed
+        read = targets if self.model.classes is None else sum(len(item) for item in chosen)
+        return loss, read, overflowed
 
     def _overflowed(self, loss: float, norm: float) -> bool:
         # While the scale of float16 gradients is still sought, infinite ones are no failure. A scale below 1 is.
@@ -194,10 +211,12 @@ class _Trainer:
 
     def validate(self, progress: Progress) -> Progress:
         """Measure the validation loss and note whether it is the best so far."""
-        loss = validation_loss(self.model, self.validation, self.config.batch_size, self.objective)
-        if loss is None:
+        found = _validation(self.model, self.validation, self.config.batch_size, self.objective)
+        if found is None:
             return progress
-        progress = self.write_losses(progress, step=progress.step, validation=loss)
+        loss, accuracy = found
+        more = {} if accuracy is None else {"accuracy": accuracy}
+        progress = replace(self.write_losses(progress, step=progress.step, validation=loss, **more), accuracy=accuracy)
         if math.isfinite(loss) and (progress.best is None or loss < progress.best):
             progress = replace(progress, best=loss, best_step=progress.step)
         return replace(progress, validation=loss)
@@ -232,8 +251,8 @@ def train(
     with _explained(config), recomputed(model.module, on=config.gradient_checkpointing):
         started = time.monotonic() - progress.seconds
         for number, indices in trainer.batches(progress.step):
-            loss, targets, skipped = trainer.step(number, indices)
-            spent, done = time.monotonic() - started, progress.tokens + targets
+            loss, read, skipped = trainer.step(number, indices)
+            spent, done = time.monotonic() - started, progress.tokens + read
             progress = replace(progress, step=number + 1, loss=loss, tokens=done, seconds=spent)
             progress = replace(progress, skipped=progress.skipped + skipped)
             progress = trainer.write_losses(progress, step=progress.step, loss=loss)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from sordino.classifier import class_logits
 from sordino.errors import ConfigError
 from sordino.model import Model
 from sordino.train.collate import Batch
@@ -68,6 +69,9 @@ class Objective:
     def __init__(self, model: Model, precision: str = "fp32") -> None:
         """Try the shortcuts on `model`; a batch is then computed in `precision`."""
         self.module, self.precision, self.device = model.module, precision, model.device
+        self.classifies, self.causal, self.picks = model.classes is not None, False, False
+        if self.classifies:
+            return
         self.head = _head_of(model.module)
         with model.active():
             self.causal = self._is_causal()
@@ -75,10 +79,17 @@ class Objective:
 
     def __call__(self, batch: Batch) -> Tensor:
         """The loss of `batch`, summed, not averaged: parts have different numbers of targets and weigh accordingly."""
+        return cross_entropy(self.scores(batch), batch.wanted, reduction="sum")
+
+    def scores(self, batch: Batch) -> Tensor:
+        """Logits of what is scored, in float32 or more: (N, V), or of a classifier (B, C)."""
         mask = batch.attention_mask if batch.padded and not self.causal else None
         with autocast(self.precision, self.device):
-            logits = self._logits(batch.input_ids, mask, batch.positions)
-        return cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), batch.wanted, reduction="sum")
+            if self.classifies:
+                logits = class_logits(self.module, batch.input_ids, batch.attention_mask)
+            else:
+                logits = self._logits(batch.input_ids, mask, batch.positions)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def _logits(self, ids: Tensor, mask: Tensor | None, positions: Tensor) -> Tensor:
         """Logits (N, V) at `positions` of the flattened batch."""

@@ -11,6 +11,7 @@ class Progress:
     """How far training has come: `step` optimizer steps and the bytes of the loss log that go with them.
 
     `skipped` of the steps changed nothing, because a float16 gradient overflowed and its scale was lowered.
+    `validation` is the loss on validation records, `accuracy` a classifier's share of right classes there.
     """
 
     step: int = 0
@@ -18,6 +19,7 @@ class Progress:
     seconds: float = 0.0
     loss: float | None = None
     validation: float | None = None
+    accuracy: float | None = None
     best: float | None = None
     best_step: int | None = None
     log_bytes: int = 0

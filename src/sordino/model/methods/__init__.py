@@ -21,7 +21,9 @@ __all__ = ["OWN", "Own", "base_state", "own", "untuned", "unwrapped", "virtual_t
 OWN = "sordino_tuning"
 Own = Replaced | Bottlenecks
 # What PEFT adds inside a model: lora_A.default.weight, ia3_l.default and the like.
-_ADDED = re.compile(rf"\.(lora|ia3)_\w+\.default(\.|$)|^{OWN}\.")
+_ADDED = re.compile(rf"\.(lora|ia3)_\w+\.default(\.|$)|\.modules_to_save\.|^{OWN}\.")
+# What PEFT puts between a module's name and its own weights.
+_BETWEEN = re.compile(r"\.(base_layer|original_module)\.")
 
 
 def virtual_tokens(method: MethodConfig | None) -> int:
@@ -53,4 +55,4 @@ def base_state(module: Any) -> dict[str, torch.Tensor]:
     """The weights under a method, named as in the model before it was tuned."""
     with untuned(module):
         state = unwrapped(module).state_dict()
-    return {name.replace(".base_layer.", "."): value for name, value in state.items() if not _ADDED.search(name)}
+    return {_BETWEEN.sub(".", name): value for name, value in state.items() if not _ADDED.search(name)}

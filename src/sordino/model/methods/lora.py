@@ -11,8 +11,11 @@ from sordino.model.methods.layout import conv1d
 __all__ = ["lora_config"]
 
 
-def lora_config(module: nn.Module, method: MethodConfig) -> Any:
-    """PEFT's configuration; raises `ConfigError` where `targets` name no module."""
+def lora_config(module: nn.Module, method: MethodConfig, heads: list[str] | None = None) -> Any:
+    """PEFT's configuration; raises `ConfigError` where `targets` name no module.
+
+    `heads` are the modules of a classifier that are trained whole, and saved with the adapter.
+    """
     from peft import LoraConfig
 
     _check_targets(module, method)
@@ -20,7 +23,8 @@ def lora_config(module: nn.Module, method: MethodConfig) -> Any:
     if isinstance(targets, str) and targets != "all-linear":
         targets = [targets]
     return LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type="CAUSAL_LM" if heads is None else "SEQ_CLS",
+        modules_to_save=heads,
         r=method.rank,
         lora_alpha=method.alpha,
         lora_dropout=method.dropout,
