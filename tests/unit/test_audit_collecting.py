@@ -17,7 +17,7 @@ from sordino.serialize import lowercase
 from sordino.train.flow import create, prepare, train_run
 
 
-@pytest.fixture(scope="module", params=["lora", "full"])
+@pytest.fixture(scope="module", params=["lora", "full", "prompt", "bitfit"])
 def made(request, make_model, tmp_path_factory) -> Path:
     """A folder with a model, and a run that tuned it a little."""
     folder = tmp_path_factory.mktemp("made")
@@ -27,7 +27,7 @@ def made(request, make_model, tmp_path_factory) -> Path:
     values = {
         "data": {"path": str(folder / "x.jsonl")}, "out": str(folder / "runs"),
         "model": {"path": str(folder / "model"), "device": "cpu"}, "canaries": {"per_level": 0},
-        "split": {"candidates": 0.6, "near_duplicates": 0}, "method": {"kind": request.param, "rank": 2},
+        "split": {"candidates": 0.6, "near_duplicates": 0}, "method": {"kind": request.param},
         "train": {"epochs": 1, "batch_size": 16, "learning_rate": 0.01},
     }  # fmt: skip
     config = load(values=values, environment={})
