@@ -1,6 +1,7 @@
 """Every method of tuning on every family of models: what moves, what stays, and what is found again."""
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ TRAINED = {
     "lora": "lora_", "rslora": "lora_", "dora": "lora_", "prefix": "prompt_encoder.", "prompt": "prompt_encoder.",
     "ia3": "ia3_", "bitfit": "bias", "adapters": "sordino_tuning.",
 }  # fmt: skip
-TRAINING = TrainConfig(epochs=3, batch_size=4, learning_rate=0.02, warmup=0.0, schedule="constant")
+TRAINING = TrainConfig(epochs=4, batch_size=8, learning_rate=0.02, warmup=0.0, schedule="constant")
 TOKENS = some_tokens(8)
 IDS = torch.arange(3, 43).reshape(2, 20)
 
@@ -75,7 +76,6 @@ class Case:
 
     family: str
     name: str
-    config: ModelConfig
     folder: Path
     untuned: Model
     frozen: dict[str, torch.Tensor]
@@ -88,40 +88,51 @@ class Case:
     def method(self) -> MethodConfig:
         return METHODS[self.name]
 
+    @property
+    def readers(self) -> list[Model]:
+        """The models whose way of reading differs: also the base, where virtual tokens must be gone."""
+        return [self.restored, self.restored.base()] if self.name in ("prefix", "prompt") else [self.restored]
+
 
 def values(model: Model, trained: bool) -> dict[str, torch.Tensor]:
     return {n: p.detach().clone() for n, p in model.module.named_parameters() if p.requires_grad == trained}
 
 
 @pytest.fixture(scope="module")
-def sources(make_model, tmp_path_factory):
-    """Each family saved in a folder, biases and norms away from zero and one, so that they matter."""
+def sources(make_model, tokenizer, tmp_path_factory):
+    """Each family as loaded from a folder, to be read only; biases and norms are such that they matter."""
     folder, made = tmp_path_factory.mktemp("families"), {}
-    for family in FAMILIES:
-        model = make_model(family)
-        generator = torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for parameter in model.module.parameters():
-                if parameter.ndim == 1:
-                    parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
-        save(model, folder / family)
-        made[family] = ModelConfig(path=str(folder / family), device="cpu")
-    return made
+    with pytest.MonkeyPatch.context() as patch:
+        # Reading a tokenizer takes longer than all else here, and it is the same for all.
+        patch.setattr("sordino.model.loading.load_tokenizer", lambda *args: tokenizer)
+        for family in FAMILIES:
+            model = make_model(family)
+            generator = torch.Generator().manual_seed(1)
+            with torch.no_grad():
+                for parameter in model.module.parameters():
+                    if parameter.ndim == 1:
+                        parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+            save(model, folder / family)
+            made[family] = load(ModelConfig(path=str(folder / family), device="cpu"))
+        yield made
+
+
+def copied(model: Model) -> Model:
+    return replace(model, module=copy.deepcopy(model.module))
 
 
 @pytest.fixture(scope="module", params=[(f, m) for f in FAMILIES for m in METHODS], ids="-".join)
 def case(request, sources, tmp_path_factory):
     family, name = request.param
-    folder, config = tmp_path_factory.mktemp("case"), sources[family]
-    model = attach(load(config), METHODS[name], 0)
+    folder, untuned = tmp_path_factory.mktemp("case"), sources[family]
+    model = attach(copied(untuned), METHODS[name], 0)
     frozen, started = values(model, False), values(model, True)
     before = validation_loss(model, TOKENS, 8)
     tune(folder, model, TOKENS, TRAINING)
     after = validation_loss(model, TOKENS, 8)
     save(model, folder / "tuned")
-    restored = restore(config, METHODS[name], folder / "tuned")
-    untuned, tuned = load(config), folder / "tuned"
-    return Case(family, name, config, tuned, untuned, frozen, started, (before, after), model, restored)
+    restored = restore(untuned.config, METHODS[name], folder / "tuned")
+    return Case(family, name, folder / "tuned", untuned, frozen, started, (before, after), model, restored)
 
 
 def test_it_learns_and_moves_only_what_it_may(case):
@@ -143,35 +154,36 @@ def test_what_is_saved_is_found_again(case):
     assert case.restored.digest() == case.model.digest() != case.untuned.digest()
     assert (logits(case.restored) - logits(case.untuned)).abs().max() > 1e-2
     assert not (case.folder / "README.md").exists()
-    save(case.restored, case.folder.parent / "again")
-    assert weights_digest(case.folder.parent / "again") == weights_digest(case.folder)
+    if case.family == "gpt2":
+        save(case.restored, case.folder.parent / "again")
+        assert weights_digest(case.folder.parent / "again") == weights_digest(case.folder)
     if case.method.kind not in ("full", "head"):
         # Nothing of the size of an embedding went along.
         assert sum(p.stat().st_size for p in case.folder.glob("*.safetensors")) < 64_000
 
 
 def test_the_base_is_the_model_as_it_was_loaded(case):
-    for model in (case.model, case.restored):
-        base = model.base()
-        assert torch.equal(logits(base), logits(case.untuned))
-        assert base.digest() == case.untuned.digest()
-        assert base.base().digest() == case.untuned.digest()
-        assert base.context == model.context
-        assert torch.equal(logits(model), logits(case.model))
+    base, tuned = case.restored.base(), logits(case.model)
+    assert torch.equal(logits(base), logits(case.untuned))
+    assert base.digest() == base.base().digest() == case.untuned.digest()
+    assert base.context == case.restored.context
+    # And back again; and the one that was trained here has the same base as the one read from disk.
+    assert torch.equal(logits(case.restored), tuned)
+    assert case.model.base().digest() == case.untuned.digest()
 
 
 def test_parameters_are_counted_without_weights(case):
-    sizes = [(p.numel(), p.requires_grad) for p in attach(load(case.config), case.method, 0).module.parameters()]
+    sizes = [(p.numel(), p.requires_grad) for p in case.model.module.parameters()]
     virtual = VIRTUAL if case.name in ("prefix", "prompt") else 0
-    assert count_parameters(case.config, case.method) == {
+    assert count_parameters(case.untuned.config, case.method) == {
         "parameters": sum(n for n, _ in sizes), "trainable": sum(n for n, on in sizes if on), "context": 64 - virtual,
     }  # fmt: skip
     assert case.model.context == case.restored.context == 64 - virtual
 
 
 def test_the_fused_pass_equals_a_record_at_a_time(case):
-    tokens = some_tokens(6, seed=1, prompt=True)
-    for model in (case.restored, case.restored.base()):
+    tokens = some_tokens(4, seed=1, prompt=True)
+    for model in case.readers:
         columns = []
         for item in tokens:
             where, ids = np.flatnonzero(item.target), torch.from_numpy(item.ids.astype(np.int64))
@@ -189,9 +201,9 @@ def by_forwards(model: Model, prefix: np.ndarray, length: int) -> list[int]:
 
 def test_greedy_decoding_is_that_of_plain_forwards(case):
     prefixes = [TOKENS[0].ids[:3], TOKENS[1].ids[:3], TOKENS[2].ids[:4]]
-    for model in (case.restored, case.restored.base()):
-        made = greedy(model, prefixes, [5, 3, 4])
-        expected = [by_forwards(model, p, n) for p, n in zip(prefixes, [5, 3, 4], strict=True)]
+    for model in case.readers:
+        made = greedy(model, prefixes, [4, 2, 2])
+        expected = [by_forwards(model, p, n) for p, n in zip(prefixes, [4, 2, 2], strict=True)]
         assert [m.tolist() for m in made] == expected
 
 
@@ -214,9 +226,8 @@ PATHS = np.array([[3, 9, 4], [3, 9, 7], [3, 11, 4], [800, 9, 4]])
 
 def test_continuations_are_those_of_plain_forwards(case):
     prefix = TOKENS[3].ids[:4]
-    for model in (case.restored, case.restored.base()):
+    for model in case.readers:
         continued(model, prefix, PATHS, shares=True)
-        continued(model, prefix, np.empty((1, 0), dtype=np.int64), shares=True)
 
 
 @pytest.mark.parametrize("name", ["lora", "prefix", "prompt"])
@@ -246,11 +257,12 @@ def test_virtual_tokens_take_away_from_the_windows_of_long_documents(make_model,
     )  # fmt: skip
     np.testing.assert_array_equal(made.position, base.position)
     # The base reads the same windows as the tuned model, though it would have room for more.
-    near([base.logprob[: first - 1]], brute(reference(model.base(), whole[:first])[:-1], whole[1:first])[:1], 5e-5)
+    expected = brute(reference(model.base(), whole[:first])[:-1], whole[1:first])[:1]
+    near([base.logprob[: first - 1]], expected, 5e-5, NAMES[:1])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", ["lora", "rslora", "dora", "ia3", "bitfit", "head", "adapters"])
 def test_before_the_first_step_nothing_has_changed(sources, family, name):
-    model = attach(load(sources[family]), METHODS[name], 0)
-    torch.testing.assert_close(logits(model), logits(load(sources[family])), rtol=0, atol=1e-5)
+    model = attach(copied(sources[family]), METHODS[name], 0)
+    torch.testing.assert_close(logits(model), logits(sources[family]), rtol=0, atol=1e-5)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -47,6 +48,6 @@ class Replaced(nn.Module):
                 setattr(owner, leaf, parameter)
 
 
-def _place(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+def _place(model: nn.Module, name: str) -> tuple[Any, str]:
     owner, _, leaf = name.rpartition(".")
     return model.get_submodule(owner), leaf
