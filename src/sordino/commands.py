@@ -3,13 +3,16 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from sordino.console import display, say, show_notices
 from sordino.errors import ConfigError, RunError
 from sordino.results import AuditPlan, AuditReport
 from sordino.run import Run
 
-__all__ = ["exit_code", "newest", "run_audit", "run_demo", "run_init", "run_list", "run_report", "run_train"]
+__all__ = [
+    "exit_code", "newest", "run_audit", "run_demo", "run_export", "run_init", "run_list", "run_report", "run_train",
+]  # fmt: skip
 
 
 def newest(root: Path = Path("runs")) -> Path:
@@ -158,6 +161,20 @@ def run_report(folder: Path | None, reveal: bool, out: Path | None) -> int:
     if reveal:
         say("note: the report shows private text; keep it as safe as the records themselves")
     print(write_report(run, reveal=reveal, out=out))
+    return 0
+
+
+def run_export(
+    folder: Path | None, out: Path, merge: bool, dtype: Literal["float32", "bfloat16", "float16"], force: bool
+) -> int:
+    """Write the tuned model for others to use."""
+    from sordino.export import export
+
+    run = Run.open(folder or newest())
+    written = export(run, out, merge=merge, dtype=dtype, force=force)
+    if not (run.path / "audit.json").exists():
+        say(f"note: its card says that nothing is known about leaks; `sordino audit {run.path}`, then export again")
+    print(written)
     return 0
 
 
