@@ -205,6 +205,36 @@ def report(
     return run_report(run, reveal, out)
 
 
+@app.command
+def export(
+    run: Path | None = None,
+    *,
+    out: Path,
+    merge: Annotated[bool, Parameter(negative="")] = False,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    force: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """Write the tuned model as a plain Hugging Face folder with a model card, and nothing private.
+
+    Parameters
+    ----------
+    run
+        The run folder; without one, the newest in ./runs.
+    out
+        The folder to write.
+    merge
+        Fold the adapter into the weights of its base.
+    dtype
+        The type of the numbers.
+    force
+        Replace an exported model that is there.
+
+    """
+    from sordino.commands import run_export
+
+    return run_export(run, out, merge, dtype, force)
+
+
 def _explain(message: str, hint: str = "") -> None:
     print(f"error: {message}", file=sys.stderr)
     if hint:

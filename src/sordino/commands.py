@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sordino.console import display, say, show_notices
 from sordino.errors import ConfigError, RunError
@@ -16,6 +16,7 @@ __all__ = [
     "run_audit",
     "run_audit_elsewhere",
     "run_demo",
+    "run_export",
     "run_init",
     "run_list",
     "run_report",
@@ -204,6 +205,20 @@ def run_report(folder: Path | None, reveal: bool, out: Path | None) -> int:
     if reveal:
         say("note: the report shows private text; keep it as safe as the records themselves")
     print(write_report(run, reveal=reveal, out=out))
+    return 0
+
+
+def run_export(
+    folder: Path | None, out: Path, merge: bool, dtype: Literal["float32", "bfloat16", "float16"], force: bool
+) -> int:
+    """Write the tuned model for others to use."""
+    from sordino.export import export
+
+    run = Run.open(folder or newest())
+    written = export(run, out, merge=merge, dtype=dtype, force=force)
+    if not (run.path / "audit.json").exists():
+        say(f"note: its card says that nothing is known about leaks; `sordino audit {run.path}`, then export again")
+    print(written)
     return 0
 
 

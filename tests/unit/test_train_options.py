@@ -151,7 +151,9 @@ def test_bf16_is_near_fp32_and_weights_stay_fp32(make_model, tmp_path):
 
 
 def test_fp16_needs_cuda():
-    with pytest.raises(ConfigError, match="which needs CUDA, and model") as error:
+    with pytest.raises(
+        ConfigError, match=r"train.precision is fp16, which needs CUDA, and model.device is cpu"
+    ) as error:
         check_precision("fp16", CPU)
     assert "bf16" in error.value.hint
     check_precision("fp16", torch.device("cuda"))
