@@ -108,7 +108,7 @@ def canary_gate(found: Sequence[Found], planted: bool = True, task: str = "causa
     """
     question = "Are canaries that were trained on many times more exposed than those left out?"
     if not planted:
-        finding = "None are in this model's training data, since it was trained elsewhere."
+        finding = "The model was trained elsewhere: no canaries of Sordino's are in its training data."
         return Gate(name="canaries", question=question, passed=None, finding=finding)
     if task == "classification":
         finding = "No canaries are planted for a classifier: nothing shows that its memory would be found."
