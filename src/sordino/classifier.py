@@ -119,7 +119,7 @@ def usable_context(module: nn.Module, length: int) -> int:
     """How many of a model's `length` positions a text may take: RoBERTa counts them from its padding on."""
     for name, inner in module.named_modules():
         if name.endswith("position_embeddings") and getattr(inner, "padding_idx", None) is not None:
-            return length - int(inner.padding_idx) - 1  # type: ignore[arg-type]
+            return length - int(inner.padding_idx) - 1
     return length
 
 

@@ -217,8 +217,9 @@ class AuditReport:
     `metrics` is every figure under its full name (`membership.auc`, `membership.loss.auc`,
     `extraction.prefix.rate`, `canaries.exposure@16`, `utility.perplexity`, `epsilon.lower`), the
     names that requirements use. `utility` has `perplexity` and `base_perplexity` on validation
-    records, or of a classifier `accuracy`, `loss` and theirs. `counts` tells the evidence (members, non-members, coins, records by role). `untested`
-    names what a reader might assume and nobody measured. `provenance` has digests and versions.
+    records, or of a classifier `accuracy`, `loss` and theirs. `counts` tells the evidence (members,
+    non-members, coins, records by role). `untested` names what a reader might assume and nobody
+    measured. `provenance` has digests and versions.
     """
 
     run: str

@@ -53,8 +53,9 @@ def read(config: DataConfig, base: Path | None = None) -> Dataset:
 def suggest_columns(path: Path, *, labelled: bool = False) -> dict[str, str]:
     """Which columns of the file at `path` fit which key of `data`: the shape, an id, a unit, a label.
 
-    A label is looked for only where the records are to be `labelled`. Where no column has a usual name, the one with the longest texts is taken for the text. Raises
-    `DataError` for a file that cannot be read or can be read in several ways.
+    A label is looked for only where the records are to be `labelled`. Where no column has a usual name,
+    the one with the longest texts is taken for the text. Raises `DataError` for a file that cannot be
+    read or can be read in several ways.
     """
     table = read_table(Path(path), str(path))
     if table.columns in (("text",), ("text", "file")):
