@@ -238,10 +238,10 @@ def encode_all(records: Sequence[Record], serializer: Serializer) -> tuple[list[
     notices = []
     cut = [t for t in tokens if t.cut]
     if cut:
-        more = "" if serializer.labels else "; train.too_long: split keeps them whole"
+        way_out = "." if serializer.labels else "; train.too_long: split keeps them whole."
         message = (
             f"{len(cut)} records are longer than {serializer.max_length} tokens and were cut "
-            f"({sum(t.cut for t in cut):,} tokens){more}."
+            f"({sum(t.cut for t in cut):,} tokens){way_out}"
         )
         notices.append(Notice(kind="truncated", count=len(cut), message=message))
     long = sum(len(t) > serializer.max_length for t in tokens)

@@ -29,6 +29,7 @@ def statistics(logits, tokens, lengths):
         variance=(np.exp(logp) * (logp - mean[:, None]) ** 2).sum(axis=1),
         rank=(logp > own[:, None]).sum(axis=1).astype(np.int32),
         top=logp.argmax(axis=1).astype(np.int32),
+        others=(np.exp(logp) * np.log1p(-np.exp(logp))).sum(axis=1) - np.exp(own) * np.log1p(-np.exp(own)),
     )
 
 

@@ -25,11 +25,13 @@ from sordino.signals import Signals
 
 MEMBERSHIP, EXTRACTION = discover("membership"), discover("extraction")
 OURS = (
+    "correctness",
     "error_zone",
     "loss",
     "lowercase",
     "min_k",
     "min_k_plus_plus",
+    "modified_entropy",
     "reference",
     "reference_ratio",
     "windows",

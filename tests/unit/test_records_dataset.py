@@ -287,3 +287,56 @@ def test_importing_records_is_cheap():
     code = f"import sys, sordino.records; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("value", "label"), [("spam", "spam"), (" spam ", "spam"), (3, "3"), (True, "true"), (False, "false"), (0, "0")]
+)
+def test_labels_are_texts_whole_numbers_or_booleans(tmp_path, value, label):
+    data = dataset(tmp_path, [{"text": "a", "kind": value}], label="kind")
+    assert data.records[0].label == label
+    assert notices(data) == {"data-shape": 1}
+    plain = dataset(tmp_path, [{"text": "a", "kind": value}])
+    assert (plain.records[0].label, notices(plain)["unread-columns"]) == (None, 1)
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"text": "a"}, "no column 'kind'"),
+        ({"text": "a", "kind": None}, "column 'kind' is null"),
+        ({"text": "a", "kind": "  "}, "column 'kind' is blank"),
+        ({"text": "a", "kind": 0.5}, r"column 'kind' is a number (0.5)"),
+        ({"text": "a", "kind": ["x"]}, "column 'kind' is a list"),
+        ({"text": "a", "kind": "x\0"}, "holds a NUL character"),
+    ],
+)
+def test_a_record_without_a_usable_label_is_refused_with_its_place(tmp_path, row, says):
+    message = refused(tmp_path, [{"text": "first", "kind": "x"}, row], label="kind")
+    assert "data.jsonl, line 2" in message
+    assert says in message
+
+
+def test_a_label_is_part_of_the_content_only_where_there_is_one(tmp_path):
+    text = (Message("text", "a"),)
+    # Digests of records without labels are those of every run so far.
+    assert content_digest(text) == "75d30a06bb443d764c3e4474b02ad760"
+    assert record_id(text, "u") == "35041a08d11397bee322c7960cfe652d"
+    digests = {content_digest(text), content_digest(text, "x"), content_digest(text, "y")}
+    assert len(digests) == 3
+    assert len({record_id(text, "u"), record_id(text, "u", "x"), record_id(text, None, "x")}) == 3
+    rows = [{"text": "a", "kind": kind} for kind in ("x", "y", "x")]
+    data = dataset(tmp_path, rows, label="kind")
+    assert [r.label for r in data.records] == ["x", "y"]
+    assert notices(data)["duplicates-merged"] == 1
+    assert data.fingerprint != dataset(tmp_path, rows[:1]).fingerprint
+    assert len({r.id for r in data.records}) == 2
+
+
+def test_a_label_column_is_suggested_only_to_who_wants_one(tmp_path):
+    from sordino.records import suggest_columns
+
+    path = tmp_path / "x.tsv"
+    path.write_text("Label\tSMS\nham\tsee you at eight\nspam\tyou have won\n")
+    assert suggest_columns(path) == {"text": "SMS"}
+    assert suggest_columns(path, labelled=True) == {"text": "SMS", "label": "Label"}

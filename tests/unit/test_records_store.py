@@ -2,6 +2,7 @@
 
 import os
 import stat
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -62,3 +63,17 @@ def test_what_is_no_split(tmp_path):
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(RunError, match="cannot be read as a split"):
         load(path)
+
+
+def test_labels_come_back_and_a_split_without_them_is_still_read(tmp_path):
+    labelled = replace(SPLIT.examples[0], record=replace(SPLIT.examples[0].record, label="spam"))
+    split = replace(SPLIT, examples=(labelled, *SPLIT.examples[1:]))
+    save(split, tmp_path / "new.parquet")
+    assert load(tmp_path / "new.parquet") == split
+    table = pq.ParquetFile(tmp_path / "new.parquet").read()
+    metadata = {**table.schema.metadata, b"sordino.split": b"1"}
+    pq.write_table(table.drop_columns(["label"]).replace_schema_metadata(metadata), tmp_path / "old.parquet")
+    assert load(tmp_path / "old.parquet") == SPLIT
+    pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "mixed.parquet")
+    with pytest.raises(RunError, match="is not a split of version 2"):
+        load(tmp_path / "mixed.parquet")

@@ -88,7 +88,8 @@ def content_digest(messages: Sequence[Message], label: str | None = None) -> str
     """The blake2b-128 hex digest of the canonical content of `messages`, and of the `label` if there is one.
 
     Canonical content is the UTF-8 JSON text, without blanks, of [[role, content], ...], each content in
-    Unicode normal form C: texts that differ only in how accents are composed are the same text.
+    Unicode normal form C: texts that differ only in how accents are composed are the same text. With a
+    label it is [that list, label].
     """
     content: list[object] = [*_canonical(messages)]
     # A list of pairs, or a list of that list and a text: no content with a label equals one without.
