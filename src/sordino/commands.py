@@ -112,7 +112,21 @@ def _show(plan: dict[str, object], as_json: bool) -> None:
         return
     width = max(len(k) for k in plan)
     for key, value in plan.items():
-        print(f"{key:<{width}}  {value:,}" if isinstance(value, int) else f"{key:<{width}}  {value}")
+        print(f"{key:<{width}}  {_readable(key, value)}")
+
+
+def _readable(key: str, value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if not isinstance(value, int):
+        return str(value)
+    return _size(value) if key.startswith("bytes ") else f"{value:,}"
+
+
+def _size(count: int) -> str:
+    """`count` bytes as people read them."""
+    power = min(4, max(0, (count.bit_length() - 1) // 10))
+    return f"{count:,} bytes" if power == 0 else f"{count / 1024**power:,.1f} {'KMGT'[power - 1]}iB"
 
 
 def _print_run(run: Run, as_json: bool) -> None:

@@ -181,8 +181,9 @@ def train_run(run: Run, *, say: Say = _SILENT, monitor: Monitor = lambda progres
     Raises `RunError` where it is trained already or another process is at it, `TrainingError` where
     training cannot go on; the last checkpoint then stays.
     """
-    from sordino.model import attach, load, save, tokenizer_digest, weights_digest
+    from sordino.model import attach, load, pick_device, save, tokenizer_digest, weights_digest
     from sordino.train.loop import train
+    from sordino.train.objective import check_precision
 
     with run.lock():
         run.tidy()
@@ -192,6 +193,7 @@ def train_run(run: Run, *, say: Say = _SILENT, monitor: Monitor = lambda progres
         if card.status == "trained":
             raise RunError(f"{run.path} is trained already.", f"Audit it: `sordino audit {run.path}`.")
         config = recorded(card.config, str(run.path / "run.json"))
+        check_precision(config.train.precision, pick_device(config.model.device))
         say(f"loading {config.model.path}")
         labels = card.data.get("labels", ())
         base = load(config.model, classes=classes_of(config, labels))
@@ -260,24 +262,24 @@ def plan_of(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
     import math
 
     from sordino.model import count_parameters, load_tokenizer
+    from sordino.train.memory import plan_memory
 
     tokenizer = load_tokenizer(config.model)
     shape = count_parameters(config.model, config.method, classes_of(config, prepared.labels))
     serializer = serializer_for(config, tokenizer, shape["context"], prepared.labels)
     tokens, notices = _training_tokens(prepared.split.training, serializer)
     steps = math.ceil(len(tokens) / config.train.batch_size) * config.train.epochs
-    # float32 weights; a gradient and two AdamW moments for each parameter that is tuned.
-    memory = 4 * shape["parameters"] + 12 * shape["trainable"]
+    longest = max((len(t) for t in tokens), default=0)
     return {
         **prepared.counts,
         "unit": prepared.unit_kind,
         **({"classes": len(prepared.labels)} if prepared.labels else {}),
         "sequences": len(tokens),
         "tokens an epoch": sum(len(t) if prepared.labels else int(t.target.sum()) for t in tokens),
-        "longest sequence": max((len(t) for t in tokens), default=0),
+        "longest sequence": longest,
         **{f"records {_TOKEN_NOTICES[notice.kind]}": notice.count for notice in notices},
         "steps": steps,
         "parameters": shape["parameters"],
         "trainable": shape["trainable"],
-        "bytes of weights, gradients and optimizer": memory,
+        **plan_memory(config, len(tokens), longest),
     }
