@@ -126,8 +126,9 @@ def quantize_int8(module: nn.Module) -> nn.Module:
 
     Raises `ModelError` where fewer than half of the weights are in such layers: nothing would be tested.
     """
-    linear = sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
-    fixed = {id(m.weight): m.weight.numel() for m in module.modules() if isinstance(m, nn.Embedding)}
+    fixed = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+    layers = {id(m.weight): m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear)}
+    linear = sum(size for key, size in layers.items() if key not in fixed)
     total = sum(p.numel() for p in module.parameters() if id(p) not in fixed)
     if linear < total / 2:
         message = f"{linear:,} of {total:,} weights are in linear layers, which is what int8-dynamic quantises."

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sordino.attacks.base import Attack, check
-from sordino.signals import Signals, Statistics
+from sordino.signals import STATISTICS, Signals, Statistics
 from sordino.stats import auc
 
 RECORDS, VOCABULARY = 200, 24
@@ -151,6 +151,20 @@ def finds_members(attack: Attack) -> None:
     assert auc(scores(attack, synthetic(2.0)), MEMBER) >= 0.8
 
 
+def reads_what_it_says(attack: Attack) -> None:
+    """Statistics that it has not declared may be unknown: NaN or −1, as a server leaves them."""
+    signals = synthetic(1.0)
+
+    def bare(one: Signals) -> Signals:
+        s = one.statistics
+        gone = {n: np.full_like(getattr(s, n), np.nan if n in ("logprob", "mean", "variance") else -1)
+                for n in set(STATISTICS) - attack.needs}  # fmt: skip
+        views = {name: bare(view) for name, view in one.views.items()}
+        return replace(one, statistics=replace(s, **gone), views=views, base=one.base and bare(one.base))
+
+    np.testing.assert_array_equal(scores(attack, bare(signals)), scores(attack, signals))
+
+
 def by_chance(value: float) -> bool:
     """Whether an AUC is within 4 standard errors of ½ (exact under the null: (n + 1)/(12 n₁ n₀))."""
     return abs(value - 0.5) <= 4 * np.sqrt((RECORDS + 1) / (12 * MEMBER.sum() * (~MEMBER).sum()))
@@ -171,6 +185,7 @@ MEMBERSHIP_CHECKS = (
     gives_one_float_a_record,
     stays_finite,
     keeps_order,
+    reads_what_it_says,
     finds_members,
     finds_nothing_where_nothing_is,
 )

@@ -80,6 +80,8 @@ def _check_ranges(config: ExternalConfig) -> None:
     rules = (
         ("near_duplicates", config.near_duplicates, 0 <= config.near_duplicates <= 1, "a similarity, 0 (off) to 1"),
         ("requests.concurrency", asked.concurrency, 1 <= asked.concurrency <= 64, "1 to 64"),
+        # With fewer no p-value is below 1 %, and the controls that guard a split from elsewhere cannot fail.
+        ("audit.shuffles", config.audit.shuffles, config.audit.shuffles >= 199, "at least 199"),
         ("requests.timeout", asked.timeout, asked.timeout > 0, "seconds, above 0"),
         ("requests.attempts", asked.attempts, 1 <= asked.attempts <= 20, "1 to 20"),
     )
