@@ -64,28 +64,38 @@ def tokenizer() -> Any:
 def _module(shape: str, vocabulary: int, context: int) -> Any:
     import transformers
 
-    common = {"vocab_size": vocabulary, "initializer_range": 0.2, "bos_token_id": 0, "eos_token_id": 1}
-    if shape == "llama":
-        config = transformers.LlamaConfig(
-            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=context, tie_word_embeddings=False, **common,
-        )  # fmt: skip
-        return transformers.LlamaForCausalLM(config)
+    common = {"vocab_size": vocabulary, "bos_token_id": 0, "eos_token_id": 1}
     if shape == "gpt2":
-        config = transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=context, **common)
+        config = transformers.GPT2Config(
+            n_embd=32, n_layer=2, n_head=4, n_positions=context, initializer_range=0.2, **common
+        )
         return transformers.GPT2LMHeadModel(config)
-    config = transformers.GPTNeoXConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=context, **common,
-    )  # fmt: skip
-    return transformers.GPTNeoXForCausalLM(config)
+    common |= {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": context}
+    if shape == "opt":
+        config = transformers.OPTConfig(ffn_dim=64, word_embed_proj_dim=32, init_std=0.2, pad_token_id=2, **common)
+        return transformers.OPTForCausalLM(config)
+    common |= {"intermediate_size": 64, "initializer_range": 0.2}
+    if shape == "gpt_neox":
+        return transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**common))
+    # Grouped-query attention; heads of 16 where the family allows that they are not hidden size / heads.
+    common |= {"num_key_value_heads": 2}
+    own = {
+        "llama": ("Llama", {"tie_word_embeddings": False}),
+        "qwen2": ("Qwen2", {"tie_word_embeddings": False}),
+        "mistral": ("Mistral", {"sliding_window": None}),
+        "gemma": ("Gemma", {"head_dim": 16}),
+        "gemma2": ("Gemma2", {"head_dim": 16, "query_pre_attn_scalar": 16, "attn_implementation": "eager"}),
+    }
+    name, more = own[shape]
+    return getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**common, **more))
 
 
 @pytest.fixture(scope="session")
 def make_model(tokenizer) -> Callable[..., Any]:
     """`(shape, seed=0, context=64)` -> a random 2-layer model, hidden size 32, with the bundled tokenizer.
 
-    Shapes: `llama` (grouped-query attention), `gpt2` (head tied to the embedding), `gpt_neox`.
+    Shapes: `llama` (grouped-query attention), `gpt2` (head tied to the embedding), `gpt_neox`, and for
+    tests of whole families `qwen2`, `mistral`, `opt`, `gemma` and `gemma2`.
     """
 
     import torch

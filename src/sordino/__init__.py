@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sordino.attacks.base import Attack as Attack
     from sordino.attacks.base import membership as membership
     from sordino.audit.flow import audit as audit_run
+    from sordino.audit.flow import audit_model as audit_model
     from sordino.config import RunConfig as RunConfig
     from sordino.config import load as load_config
     from sordino.errors import SordinoError as SordinoError
@@ -40,6 +41,7 @@ _WHERE = {
     "RunConfig": "sordino.config:RunConfig",
     "Signals": "sordino.signals:Signals",
     "SordinoError": "sordino.errors:SordinoError",
+    "audit_model": "sordino.audit.flow:audit_model",
     "audit_run": "sordino.audit.flow:audit",
     "fine_tune": "sordino.train.flow:fine_tune",
     "load_config": "sordino.config:load",
@@ -58,6 +60,7 @@ __all__ = [
     "RunConfig",
     "Signals",
     "SordinoError",
+    "audit_model",
     "audit_run",
     "fine_tune",
     "load_config",

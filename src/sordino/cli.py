@@ -104,10 +104,23 @@ def train(
     return run_train(config, keys, resume, dry_run, json)
 
 
+Words = Annotated[str, Parameter(name="RUN", allow_leading_hyphen=True)]
+
+
 @app.command
-def audit(
-    run: Path | None = None,
-    *,
+def audit(  # noqa: PLR0913 - each is an option of its own
+    *run: Words,
+    model: str | None = None,
+    members: str | None = None,
+    nonmembers: str | None = None,
+    adapter: str | None = None,
+    base: str | None = None,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None,
+    quantize: Literal["int8-dynamic"] | None = None,
+    endpoint: str | None = None,
+    tokenizer: str | None = None,
+    api_key_env: str | None = None,
+    out: str | None = None,
     require: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     attack: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     list_attacks: Annotated[bool, Parameter(name="--list", negative="")] = False,
@@ -115,10 +128,35 @@ def audit(
 ) -> int:
     """Attack a trained run, check the controls, write audit.json and report.html, print a table.
 
+    With --model, --members and --nonmembers it audits a model that was trained elsewhere; any key of
+    that audit can be given as well, for example `--data.text body --data.unit customer`.
+
     Parameters
     ----------
     run
         The run folder; without one, the newest in ./runs.
+    model
+        A model trained elsewhere: a folder, a hub id, or with --endpoint its name there.
+    members
+        A file of records that it was trained on.
+    nonmembers
+        A file of like records that it was not trained on.
+    adapter
+        A PEFT adapter on top of --model, which is the untuned base then.
+    base
+        The model as it was before it was tuned.
+    dtype
+        The numbers of its weights; by default as they are stored.
+    quantize
+        Audit it with its linear layers in int8, on CPUs.
+    endpoint
+        An OpenAI-compatible server, such as http://127.0.0.1:8000/v1, to ask for --model.
+    tokenizer
+        With --endpoint: the model's tokenizer (a folder or hub id); without, only generated text is used.
+    api_key_env
+        With --endpoint: the environment variable that holds the key; the key is written nowhere.
+    out
+        The folder in which the run folder of a model trained elsewhere is made; by default runs.
     require
         A condition such as "membership.tpr@0.01fpr <= 0.05"; exit code 3 if it fails, 4 if the sample
         cannot tell. May be given several times.
@@ -128,9 +166,19 @@ def audit(
         List the attacks with what they need, and stop.
 
     """
-    from sordino.commands import run_audit, run_list
+    from sordino.commands import run_audit, run_audit_elsewhere, run_list
 
-    return run_list(json) if list_attacks else run_audit(run, require, attack, json)
+    if list_attacks:
+        return run_list(json)
+    options = {
+        "model": model, "members": members, "nonmembers": nonmembers, "adapter": adapter, "base": base,
+        "dtype": dtype, "quantize": quantize, "endpoint": endpoint, "tokenizer": tokenizer,
+        "api_key_env": api_key_env, "out": out,
+    }  # fmt: skip
+    given = {name: value for name, value in options.items() if value is not None}
+    if given:
+        return run_audit_elsewhere(run, given, require, attack, json)
+    return run_audit(run, require, attack, json)
 
 
 @app.command
@@ -155,6 +203,36 @@ def report(
     from sordino.commands import run_report
 
     return run_report(run, reveal, out)
+
+
+@app.command
+def export(
+    run: Path | None = None,
+    *,
+    out: Path,
+    merge: Annotated[bool, Parameter(negative="")] = False,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    force: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """Write the tuned model as a plain Hugging Face folder with a model card, and nothing private.
+
+    Parameters
+    ----------
+    run
+        The run folder; without one, the newest in ./runs.
+    out
+        The folder to write.
+    merge
+        Fold the adapter into the weights of its base.
+    dtype
+        The type of the numbers.
+    force
+        Replace an exported model that is there.
+
+    """
+    from sordino.commands import run_export
+
+    return run_export(run, out, merge, dtype, force)
 
 
 def _explain(message: str, hint: str = "") -> None:

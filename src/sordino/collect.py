@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sordino.model import Model
+from sordino.model import Model, unwrapped
 from sordino.reduction import head_statistics
 from sordino.serialize import Tokens
 from sordino.signals import Statistics
@@ -80,7 +80,8 @@ class _Head:
             self._forward(ids, mask)
         finally:
             handle.remove()
-        return kept[0]
+        # Prompt tuning puts virtual tokens before the record: they are not its own.
+        return kept[0][:, kept[0].shape[1] - ids.shape[1] :]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (N, V) of chosen rows of `hidden`."""
@@ -104,8 +105,7 @@ class _Head:
 
 
 def _head_of(module: Any) -> nn.Module:
-    base = module.get_base_model() if hasattr(module, "get_base_model") else module
-    head: nn.Module = base.get_output_embeddings()
+    head: nn.Module = unwrapped(module).get_output_embeddings()
     return head
 
 

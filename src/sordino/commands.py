@@ -1,15 +1,27 @@
 """What each command does: it calls the library, shows progress on stderr and data on stdout."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 from sordino.console import display, say, show_notices
 from sordino.errors import ConfigError, RunError
 from sordino.results import AuditPlan, AuditReport
 from sordino.run import Run
 
-__all__ = ["exit_code", "newest", "run_audit", "run_demo", "run_init", "run_list", "run_report", "run_train"]
+__all__ = [
+    "exit_code",
+    "newest",
+    "run_audit",
+    "run_audit_elsewhere",
+    "run_demo",
+    "run_export",
+    "run_init",
+    "run_list",
+    "run_report",
+    "run_train",
+]
 
 
 def newest(root: Path = Path("runs")) -> Path:
@@ -133,13 +145,46 @@ def run_list(as_json: bool) -> int:
     return 0
 
 
-def run_audit(folder: Path | None, require: Sequence[str], attacks: Sequence[str], as_json: bool) -> int:
+def run_audit(words: Sequence[str], require: Sequence[str], attacks: Sequence[str], as_json: bool) -> int:
     """Audit a run, print its table and write its report."""
+    for word in words:
+        if word.startswith("-"):
+            message = f"{word} is no option of an audit of a run."
+            hint = "Keys such as --data.text go with --model, --members and --nonmembers; see `sordino audit --help`."
+            raise ConfigError(message, hint)
+    if len(words) > 1:
+        raise ConfigError(f"{len(words)} run folders were given: {', '.join(words)}.", "Audit one at a time.")
+    return _audit(Run.open(words[0] if words else newest()), require, attacks, as_json)
+
+
+def run_audit_elsewhere(
+    words: Sequence[str], given: Mapping[str, str], require: Sequence[str], attacks: Sequence[str], as_json: bool
+) -> int:
+    """Audit a model that was trained elsewhere, in a run folder of its own."""
+    from sordino.audit.external import create_external
+    from sordino.audit.settings import load_external
+
+    if words and not words[0].startswith("-"):
+        message = (
+            f"{words[0]} is a run folder, and --{next(iter(given)).replace('_', '-')} is for a model from elsewhere."
+        )
+        raise ConfigError(message, "Give one or the other.")
+    values: dict[str, Any] = {k: v for k, v in given.items() if k not in ("model", "members")}
+    values |= {"model": {"path": given["model"]}} if "model" in given else {}
+    values |= {"data": {"path": given["members"]}} if "members" in given else {}
+    run = create_external(load_external(values, words))
+    show_notices(run.card.notices)
+    say(f"writing to {run.path}")
+    if "requests" in run.card.model:
+        say(f"asking {run.card.model['endpoint']}: {run.card.model['requests']}, less what was answered before")
+    return _audit(run, require, attacks, as_json)
+
+
+def _audit(run: Run, require: Sequence[str], attacks: Sequence[str], as_json: bool) -> int:
     from sordino.audit.flow import audit
     from sordino.report import render_table, write_report
     from sordino.results import encode
 
-    run = Run.open(folder or newest())
     with display() as shown:
         report = audit(run, require=require, attacks=attacks, ticker=shown.task)
     if as_json:
@@ -160,6 +205,20 @@ def run_report(folder: Path | None, reveal: bool, out: Path | None) -> int:
     if reveal:
         say("note: the report shows private text; keep it as safe as the records themselves")
     print(write_report(run, reveal=reveal, out=out))
+    return 0
+
+
+def run_export(
+    folder: Path | None, out: Path, merge: bool, dtype: Literal["float32", "bfloat16", "float16"], force: bool
+) -> int:
+    """Write the tuned model for others to use."""
+    from sordino.export import export
+
+    run = Run.open(folder or newest())
+    written = export(run, out, merge=merge, dtype=dtype, force=force)
+    if not (run.path / "audit.json").exists():
+        say(f"note: its card says that nothing is known about leaks; `sordino audit {run.path}`, then export again")
+    print(written)
     return 0
 
 

@@ -20,11 +20,30 @@ from sordino.errors import ConfigError, RunError, did_you_mean
 from sordino.records import DataConfig, SplitConfig
 from sordino.results import AuditPlan
 
-__all__ = ["MethodConfig", "ModelConfig", "RunConfig", "TrainConfig", "load", "parse_flags", "recorded"]
+__all__ = [
+    "MethodConfig",
+    "ModelConfig",
+    "RunConfig",
+    "TrainConfig",
+    "check_method",
+    "check_values",
+    "convert",
+    "load",
+    "merge",
+    "parse_flags",
+    "recorded",
+    "recorded_as",
+]
 
 _ENVIRONMENT = "SORDINO__"
 _NAME = re.compile(r"[\w-]+")
 _EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
+# Which methods use a key of MethodConfig.
+_USED_BY = {
+    **dict.fromkeys(("variant", "rank", "alpha", "dropout", "targets"), ("lora",)),
+    "virtual_tokens": ("prefix", "prompt"),
+    "bottleneck": ("adapters",),
+}
 T = TypeVar("T")
 
 
@@ -43,16 +62,22 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
-    """How weights are tuned: `lora` (Hu et al. 2021) or `full`.
+    """How weights are tuned; see docs/fine-tuning.md for what each `kind` does.
 
-    `targets` are names of linear modules that get an adapter; `all-linear` means all but the head.
+    For `lora`: `variant`, `rank`, `alpha`, `dropout`, and `targets`, names of linear modules that
+    get an adapter (`all-linear`: all but the head). For `prefix` and `prompt`: `virtual_tokens`.
+    For `adapters`: the width of their `bottleneck`. A value for a key the method has no use for is
+    an error.
     """
 
-    kind: Literal["lora", "full"] = "lora"
+    kind: Literal["lora", "full", "prefix", "prompt", "ia3", "bitfit", "head", "adapters"] = "lora"
+    variant: Literal["plain", "rslora", "dora"] = "plain"
     rank: int = 16
     alpha: float = 32.0
     dropout: float = 0.0
     targets: str | tuple[str, ...] = "all-linear"
+    virtual_tokens: int = 20
+    bottleneck: int = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +88,8 @@ class TrainConfig:
     becomes of longer records; `warmup` is a share of all steps; `clip` the largest gradient norm
     (0: none); `checkpoint_every` in steps; `validate_every` in steps (default: once an epoch).
     `select` says which weights are kept: the last, or those with the best validation loss.
+    `precision` is that of matrix products; weights stay float32. `gradient_checkpointing` computes
+    activations twice to keep fewer of them.
     """
 
     epochs: int = 3
@@ -78,6 +105,8 @@ class TrainConfig:
     checkpoint_every: int = 100
     validate_every: int | None = None
     select: Literal["last", "best"] = "last"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    gradient_checkpointing: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,22 +147,33 @@ def load(
         _from_environment(os.environ if environment is None else environment),
         parse_flags(flags),
     ):
-        merged = _merge(merged, layer)
+        merged = merge(merged, layer)
     _check_keys(merged, RunConfig, "")
     if "data" not in merged:
         raise ConfigError("No data is configured.", "Set `data.path` to your file of records.")
-    try:
-        config = _complete(msgspec.convert(merged, RunConfig))
-    except msgspec.ValidationError as error:
-        raise _mistyped(error, merged) from error
-    _check_values(config)
+    config = convert(merged, RunConfig)
+    check_values(config)
     return config
 
 
-def recorded(values: Mapping[str, Any], source: str) -> RunConfig:
-    """The configuration that a run card holds; raises `RunError` where it was damaged."""
+def convert(values: Mapping[str, Any], kind: type[T]) -> T:
+    """`values` as the configuration `kind`; raises `ConfigError` for unknown keys and wrong types."""
+    _check_keys(values, kind, "")
     try:
-        return _complete(msgspec.convert(values, RunConfig))
+        return _complete(msgspec.convert(values, kind))
+    except msgspec.ValidationError as error:
+        raise _mistyped(error, values, kind) from error
+
+
+def recorded(values: Mapping[str, Any], source: str) -> RunConfig:
+    """The configuration of a training that a run card holds; raises `RunError` where it was damaged."""
+    return recorded_as(RunConfig, values, source)
+
+
+def recorded_as(kind: type[T], values: Mapping[str, Any], source: str) -> T:
+    """The configuration `kind` that a run card holds; raises `RunError` where it was damaged."""
+    try:
+        return _complete(msgspec.convert(values, kind))
     except msgspec.ValidationError as error:
         raise RunError(f"The configuration in {source} is damaged: {error}.", "Restore the file.") from error
 
@@ -146,10 +186,9 @@ def _complete(value: T) -> T:
     return type(value)(**fields)
 
 
-def _mistyped(error: msgspec.ValidationError, merged: Mapping[str, Any]) -> ConfigError:
+def _mistyped(error: msgspec.ValidationError, merged: Mapping[str, Any], kind: Any) -> ConfigError:
     what, _, place = str(error).partition(" - at `$.")
     key = place.rstrip("`").split("[")[0]
-    kind: Any = RunConfig
     value: Any = merged
     for name in key.split(".") if key else ():
         kind = typing.get_type_hints(_section(kind) or object).get(name)
@@ -194,12 +233,13 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings as one, the values of `above` winning."""
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
         both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        merged[key] = _merge(old, value) if both else value  # type: ignore[arg-type]
+        merged[key] = merge(old, value) if both else value  # type: ignore[arg-type]
     return merged
 
 
@@ -229,7 +269,7 @@ def parse_flags(flags: Sequence[str]) -> dict[str, Any]:
             if not rest:
                 raise ConfigError(f"{word} has no value.", f"Write `{word} VALUE`.")
             value = rest.pop(0)
-        merged = _merge(merged, _nest(name, value))
+        merged = merge(merged, _nest(name, value))
     return merged
 
 
@@ -238,7 +278,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     for name, value in environment.items():
         if name.startswith(_ENVIRONMENT):
             dotted = name.removeprefix(_ENVIRONMENT).lower().replace("__", ".")
-            merged = _merge(merged, _nest(dotted, value))
+            merged = merge(merged, _nest(dotted, value))
     return merged
 
 
@@ -288,10 +328,12 @@ def _check_task(config: RunConfig) -> None:
         raise ConfigError(f"method.kind is {config.method.kind!r}, which cannot tune a classifier yet.", hint)
 
 
-def _check_values(config: RunConfig) -> None:
+def check_values(config: RunConfig) -> None:
+    """Raise `ConfigError` for a value out of its range."""
     _check_task(config)
     train, method, split, audit = config.train, config.method, config.split, config.audit
     every = train.validate_every
+    half = train.precision == "fp16" and config.model.device in ("cpu", "mps")
     rules: tuple[tuple[str, Any, bool, str], ...] = (
         ("train.epochs", train.epochs, train.epochs >= 1, "at least 1"),
         ("train.batch_size", train.batch_size, train.batch_size >= 1, "at least 1"),
@@ -303,9 +345,12 @@ def _check_values(config: RunConfig) -> None:
         ("train.max_length", train.max_length, train.max_length is None or train.max_length >= 8, "at least 8 tokens"),
         ("train.checkpoint_every", train.checkpoint_every, train.checkpoint_every >= 1, "at least 1 step"),
         ("train.validate_every", every, every is None or every >= 1, "at least 1 step"),
+        ("train.precision", train.precision, not half, "fp32 or bf16 on this model.device; fp16 needs CUDA"),
         ("method.rank", method.rank, method.rank >= 1, "at least 1"),
         ("method.alpha", method.alpha, method.alpha > 0, "above 0"),
         ("method.dropout", method.dropout, 0 <= method.dropout < 1, "0 to below 1"),
+        ("method.virtual_tokens", method.virtual_tokens, method.virtual_tokens >= 1, "at least 1"),
+        ("method.bottleneck", method.bottleneck, method.bottleneck >= 1, "at least 1"),
         ("split.candidates", split.candidates, 0 <= split.candidates <= 1, "a share, 0 to 1"),
         ("split.validation", split.validation, 0 <= split.validation < 1, "a share, 0 to below 1"),
         ("split", split, split.candidates + split.validation <= 1, "candidates + validation at most 1"),
@@ -323,3 +368,13 @@ def _check_values(config: RunConfig) -> None:
     for key, value, good, allowed in rules:
         if not good:
             raise ConfigError(f"{key} is {value!r}.", f"Allowed: {allowed}.")
+    check_method(method)
+
+
+def check_method(method: MethodConfig) -> None:
+    """Raises `ConfigError` where a key is set that the method has no use for."""
+    for field in dataclasses.fields(method):
+        users, value = _USED_BY.get(field.name, ()), getattr(method, field.name)
+        if users and method.kind not in users and value != field.default:
+            message = f"method.{field.name} is {value!r}, but method.kind {method.kind} has no use for it."
+            raise ConfigError(message, f"Remove it; it belongs to {' and '.join(users)}.")

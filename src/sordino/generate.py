@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import nn
 
-from sordino.model import Model
+from sordino.model import Model, unwrapped
 
 __all__ = ["Continuation", "greedy"]
 
@@ -21,9 +21,11 @@ _PATHS = 2048
 def greedy(
     model: Model, prefixes: Sequence[np.ndarray], lengths: Sequence[int], *, batch_size: int = 64
 ) -> list[np.ndarray]:
-    """The `lengths[i]` tokens that greedy decoding puts after `prefixes[i]`; the end token does not stop it."""
-    from transformers import GenerationConfig
+    """The `lengths[i]` tokens that greedy decoding puts after `prefixes[i]`; the end token does not stop it.
 
+    Each is the most likely token by the model's own logits: no setting that came with the model
+    (repetition penalty, suppressed tokens) has a say.
+    """
     out: list[np.ndarray] = [np.empty(0, dtype=np.int32)] * len(prefixes)
     # Prefixes of one length share a batch: no padding, so no position is shifted.
     order = sorted(range(len(prefixes)), key=lambda i: (len(prefixes[i]), lengths[i]))
@@ -33,18 +35,27 @@ def greedy(
             width = len(prefixes[order[start]])
             chosen = [i for i in order[start : start + batch_size] if len(prefixes[i]) == width]
             ids = torch.from_numpy(np.stack([prefixes[i] for i in chosen]).astype(np.int64)).to(model.device)
-            config = GenerationConfig(
-                do_sample=False,
-                max_new_tokens=max(lengths[i] for i in chosen),
-                pad_token_id=model.tokenizer.pad_token_id,
-                bos_token_id=model.tokenizer.bos_token_id,
-                eos_token_id=None,
-            )
-            made = module.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)  # type: ignore[operator]
+            made = _decode(module, ids, max(lengths[i] for i in chosen))
             for row, i in enumerate(chosen):
-                out[i] = made[row, width : width + lengths[i]].cpu().numpy().astype(np.int32)
+                out[i] = made[row, : lengths[i]].cpu().numpy().astype(np.int32)
             start += len(chosen)
     return out
+
+
+def _decode(module: nn.Module, ids: torch.Tensor, length: int) -> torch.Tensor:
+    """The `length` most likely tokens (B, length) after `ids` (B, P), one after the other."""
+    read = module(input_ids=ids, use_cache=True)
+    made = [read.logits[:, -1].argmax(dim=-1, keepdim=True)]
+    for _ in range(length - 1):
+        cache = getattr(read, "past_key_values", None)
+        if cache is None:
+            # Nothing is kept by this architecture: it reads everything again.
+            read = module(input_ids=torch.cat([ids, *made], dim=1), use_cache=True)
+        else:
+            # Virtual tokens are in the cache; PEFT would put them there again.
+            read = unwrapped(module)(input_ids=made[-1], past_key_values=cache, use_cache=True)
+        made.append(read.logits[:, -1].argmax(dim=-1, keepdim=True))
+    return torch.cat(made, dim=1)
 
 
 @dataclass(frozen=True)
@@ -92,16 +103,20 @@ class Continuation:
     """Log-probabilities of continuations of one prefix, whose keys and values are computed once.
 
     Paths that begin alike share the tokens they begin with (a tree, each token attending to its own
-    ancestors), so all candidates of a secret cost about one token each.
+    ancestors), so all candidates of a secret cost about one token each. Where that does not give the
+    model's own logits (a window on attention, positions that are not numbers), paths are read whole.
     """
 
     def __init__(self, module: nn.Module, prefix: Int[np.ndarray, " P"], device: torch.device) -> None:
         """Read `prefix` (P ≥ 1 tokens); `module` must stay active while this is used."""
-        self.module, self.device, self.length = module, device, len(prefix)
-        ids = torch.from_numpy(np.asarray(prefix, dtype=np.int64))[None].to(device)
-        read = module(input_ids=ids, use_cache=True)
-        self.cache: Any = read.past_key_values
+        self.module, self.inner, self.device = module, unwrapped(module), device
+        self.prefix = torch.from_numpy(np.asarray(prefix, dtype=np.int64))[None].to(device)
+        read = module(input_ids=self.prefix, use_cache=True)
+        self.cache: Any = getattr(read, "past_key_values", None)
         self.first = torch.log_softmax(read.logits[:, -1].float(), dim=-1)
+        # With virtual tokens, if the method has them: they have positions of their own.
+        self.length = 0 if self.cache is None else int(self.cache.get_seq_length())
+        self.shares = self._agrees()
 
     def logprob(
         self,
@@ -115,14 +130,42 @@ class Continuation:
             return first
         out = np.empty(len(parent))
         order = np.argsort(parent, kind="stable")
-        edges = np.searchsorted(parent[order], np.arange(0, len(paths) + _PATHS, _PATHS))
-        for number, start in enumerate(range(0, len(paths), _PATHS)):
-            after = self._after(paths[start : start + _PATHS])
+        shares = self.shares and not self._windowed(paths.shape[1])
+        count = _PATHS if shares else max(1, _PATHS // (self.prefix.shape[1] + paths.shape[1]))
+        edges = np.searchsorted(parent[order], np.arange(0, len(paths) + count, count))
+        for number, start in enumerate(range(0, len(paths), count)):
+            piece = paths[start : start + count]
+            after = self._after(piece) if shares else self._whole(piece)
             mine = order[edges[number] : edges[number + 1]]
             rows = torch.from_numpy(parent[mine] - start).to(self.device)
             columns = torch.from_numpy(token[mine].astype(np.int64)).to(self.device)
             out[mine] = after[rows, columns].cpu().numpy()
         return out
+
+    def _agrees(self) -> bool:
+        """Whether a small tree gives what its paths give when they are read whole."""
+        if self.cache is None or self._windowed(3):
+            return False
+        paths = np.array([[0, 1, 0], [0, 1, 1], [1, 0, 1]], dtype=np.int64)
+        whole = self._whole(paths)
+        try:
+            shared = self._after(paths)
+        except (IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
+            return False
+        # In half precision, logits of 20 are a tenth apart; a wrong place or mask is further off than that.
+        close = 1e-3 if self.inner.dtype == torch.float32 else 0.25
+        return torch.allclose(shared, whole, rtol=close, atol=close)
+
+    def _windowed(self, depth: int) -> bool:
+        # A mask of our own replaces the model's, which hides what is behind its window.
+        window = getattr(self.inner.config.get_text_config(), "sliding_window", None)
+        return window is not None and self.length + depth > window
+
+    def _whole(self, paths: np.ndarray) -> torch.Tensor:
+        """Log-probabilities (paths, V) of the token after each path, nothing shared."""
+        after = torch.from_numpy(paths.astype(np.int64)).to(self.device)
+        ids = torch.cat([self.prefix.expand(len(paths), -1), after], dim=1)
+        return torch.log_softmax(self.module(input_ids=ids, use_cache=False).logits[:, -1].float(), dim=-1)
 
     def _after(self, paths: np.ndarray) -> torch.Tensor:
         """Log-probabilities (paths, V) of the token after each path."""
@@ -131,10 +174,10 @@ class Continuation:
         cache.batch_repeat_interleave(len(tree.ids))
         before = np.ones((*tree.ids.shape, self.length), dtype=bool)
         sees = torch.from_numpy(np.concatenate([before, tree.sees], axis=2)).to(self.device)
-        dtype = self.first.dtype if not self.first.is_cuda else next(self.module.parameters()).dtype
+        dtype = self.inner.dtype
         mask = torch.zeros(sees.shape, dtype=dtype, device=self.device)
         mask.masked_fill_(~sees, torch.finfo(dtype).min)
-        read = self.module(
+        read = self.inner(
             input_ids=torch.from_numpy(tree.ids).to(self.device),
             attention_mask=mask[:, None],
             position_ids=torch.from_numpy(tree.depth + self.length).to(self.device),

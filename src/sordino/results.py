@@ -102,6 +102,8 @@ class AuditPlan:
 class RunCard:
     """`run.json`: what was trained, on what, from what, and how it can be repeated.
 
+    `status` "external" is the folder of an audit of a model that Sordino did not train.
+
     `data` holds the source, the fingerprint and the counts of records and units by role; `model`
     the digests of base weights, adapter and tokenizer; `training` what happened (steps, tokens,
     seconds, losses of the end points); `notices` everything that was merged, cut or left out.
@@ -109,7 +111,7 @@ class RunCard:
 
     name: str
     created: str
-    status: Literal["prepared", "training", "trained"]
+    status: Literal["prepared", "training", "trained", "external"]
     config: Mapping[str, Any]
     seed: int
     data: Mapping[str, Any]
@@ -220,6 +222,7 @@ class AuditReport:
     records, or of a classifier `accuracy`, `loss` and theirs. `counts` tells the evidence (members,
     non-members, coins, records by role). `untested` names what a reader might assume and nobody
     measured. `provenance` has digests and versions.
+    `trained_here` is False for a model that Sordino did not train: there are no coins and no ε̂.
     """
 
     run: str
@@ -239,6 +242,7 @@ class AuditReport:
     provenance: Mapping[str, str]
     seconds: Mapping[str, float]
     strongest: str | None = None
+    trained_here: bool = True
     task: Literal["causal-lm", "classification"] = "causal-lm"
     schema: int = SCHEMA
 

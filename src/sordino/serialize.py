@@ -121,6 +121,8 @@ class Serializer:
         if not getattr(self.tokenizer, "is_fast", False):
             message = f"The tokenizer {type(self.tokenizer).__name__} gives no character offsets."
             raise ModelError(message, "Save a tokenizer.json with it (a 'fast' tokenizer).")
+        # Now, as it was loaded: tokenising drops truncation and padding that may be stored with a tokenizer.
+        _ = self.rule
 
     @cached_property
     def rule(self) -> str:

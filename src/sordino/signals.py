@@ -15,7 +15,10 @@ from jaxtyping import Float, Int32, Int64, Num
 from sordino.errors import RunError
 from sordino.run import write_folder
 
-__all__ = ["Ragged", "Signals", "Statistics", "Store"]
+__all__ = ["STATISTICS", "Ragged", "Signals", "Statistics", "Store"]
+
+STATISTICS = ("logprob", "mean", "variance", "rank", "top")
+"""What is known of a scored token; a server may tell less (see `Statistics`)."""
 
 _TYPES = {"I32": np.int32, "I64": np.int64, "F32": np.float32, "F64": np.float64}
 
@@ -75,7 +78,8 @@ class Statistics:
     `offsets` (edges = records + 1); `position` of each scored token in its record; `token` its id;
     `logprob` ln p(token | before), `mean` μ = Σ p ln p and `variance` σ² = Σ p ln² p − μ² over the
     vocabulary (Zhang et al. 2025), all in nats; `rank` how many tokens are strictly more likely;
-    `top` the most likely token. A classifier has one row a record, whose vocabulary are the classes, and
+    `top` the most likely token. Where a source does not tell: NaN in `mean` and `variance`, −1 in
+    `rank` and `top`. A classifier has one row a record, whose vocabulary are the classes, and
     `others`: Σ p ln(1 − p) over the classes that are not the record's own.
     """
 

@@ -39,11 +39,14 @@ canaries:            # synthetic records with a random secret, planted to test t
   # templates: ["In the style of your records: the code of {{name}} is {{secret}}."]
 
 method:
-  kind: lora         # lora or full
-  rank: 16
+  kind: lora         # lora, full, prefix, prompt, ia3, bitfit, head, adapters: see docs/fine-tuning.md
+  variant: plain     # of lora: plain, rslora, dora
+  rank: 16           # of lora, as alpha, dropout and targets
   alpha: 32.0
   dropout: 0.0
   targets: all-linear # or a list of module names
+  virtual_tokens: 20 # of prefix and prompt; they take away from the context
+  bottleneck: 64     # units of an adapter, of adapters
 
 train:
   epochs: 3
@@ -59,6 +62,8 @@ train:
   checkpoint_every: 100 # steps
   validate_every: null # steps; null: once an epoch
   select: last       # last or best (by validation loss)
+  precision: fp32    # of matrix products: fp32, bf16, or fp16 (CUDA only); weights stay fp32
+  gradient_checkpointing: false # true computes activations twice and keeps fewer: less memory, slower
 
 audit:               # fixed before training, so that nothing can be chosen by what the audit sees
   headline: reference # the attack of the lower bound on epsilon

@@ -27,7 +27,8 @@ def made(request, make_model, tmp_path_factory) -> Path:
     values = {
         "data": {"path": str(folder / "x.jsonl")}, "out": str(folder / "runs"),
         "model": {"path": str(folder / "model"), "device": "cpu"}, "canaries": {"per_level": 0},
-        "split": {"candidates": 0.6, "near_duplicates": 0}, "method": {"kind": request.param, "rank": 2},
+        "split": {"candidates": 0.6, "near_duplicates": 0},
+        "method": {"kind": "full"} if request.param == "full" else {"rank": 2},
         "train": {"epochs": 1, "batch_size": 16, "learning_rate": 0.01},
     }  # fmt: skip
     config = load(values=values, environment={})

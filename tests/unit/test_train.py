@@ -72,9 +72,11 @@ def test_collate_pads_on_the_right_and_scores_targets_only():
         n = len(item)
         assert batch.input_ids[row, :n].tolist() == item.ids.tolist()
         assert batch.input_ids[row, n:].eq(2).all() and batch.attention_mask[row].sum() == n
-        assert batch.labels[row, :n].tolist() == np.where(item.target, item.ids, -100).tolist()
-        assert batch.labels[row, n:].eq(-100).all()
     assert batch.targets == sum(int(t.target.sum()) for t in tokens)
+    assert batch.padded and not collate(tokens[:1], 2, torch.device("cpu")).padded
+    rows, columns = np.divmod(batch.positions.numpy(), batch.input_ids.shape[1])
+    wanted = [(row, t - 1, item.ids[t]) for row, item in enumerate(tokens) for t in np.flatnonzero(item.target)]
+    assert list(zip(rows, columns, batch.wanted.tolist(), strict=True)) == wanted
 
 
 def bare_loop(module, tokens, config, steps):
@@ -226,7 +228,7 @@ def test_running_out_of_memory_says_what_to_do(make_model, tmp_path, monkeypatch
     def fail(*args):
         raise error
 
-    monkeypatch.setattr(loop, "_loss_sum", fail)
+    monkeypatch.setattr(loop.Objective, "__call__", fail)
     model = attach(fresh(make_model("llama")), FULL, 0)
     with pytest.raises(TrainingError, match="Out of memory with 8 records a step in 2 parts") as caught:
         tune(tmp_path, model, some_tokens(8), TrainConfig(batch_size=8, accumulation=2))
@@ -234,7 +236,7 @@ def test_running_out_of_memory_says_what_to_do(make_model, tmp_path, monkeypatch
 
 
 def test_other_errors_are_not_called_a_lack_of_memory(make_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "_loss_sum", lambda *args: 1 / 0)
+    monkeypatch.setattr(loop.Objective, "__call__", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         tune(tmp_path, attach(fresh(make_model("llama")), FULL, 0), some_tokens(8), TrainConfig())
 

@@ -8,7 +8,7 @@ an `Attack` under its own name is part of every audit.
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from sordino.errors import AuditError, did_you_mean
 from sordino.serialize import View
-from sordino.signals import Scores, Signals
+from sordino.signals import STATISTICS, Scores, Signals
 
 __all__ = ["Attack", "Family", "Task", "discover", "extraction", "find", "membership"]
 
@@ -33,7 +33,8 @@ class Attack:
 
     `access` is what the adversary must see (for example "log-probabilities"); `base` says whether
     the untuned model's signals are needed; `views` are the transforms of each record to be scored
-    as well; `paper` its source; `tasks` are the kinds of model on which it means something.
+    as well; `needs` the statistics of a token it reads, as some servers tell only `logprob`; `paper`
+    its source; `tasks` are the kinds of model on which it means something.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Attack:
     access: str
     base: bool
     views: Mapping[str, View]
+    needs: frozenset[str] = frozenset(STATISTICS)
     tasks: tuple[Task, ...] = ("causal-lm",)
 
     def __call__(self, *args: Any, **parameters: Any) -> Any:
@@ -67,6 +69,7 @@ def membership(
     access: str = "log-probabilities",
     base: bool = False,
     views: Mapping[str, View] | None = None,
+    needs: Sequence[str] = STATISTICS,
     tasks: tuple[Task, ...] = ("causal-lm",),
 ) -> Callable[[Callable[..., Scores]], Attack]:
     """Mark `(Signals, *, parameters) -> Scores` as a membership attack; higher = more likely a member."""
@@ -80,13 +83,16 @@ def membership(
             access=access,
             base=base,
             views=dict(views or {}),
+            needs=frozenset(needs),
             tasks=tasks,
         )
 
     return mark
 
 
-def extraction(*, paper: str, access: str = "generation") -> Callable[[Callable[..., Any]], Attack]:
+def extraction(
+    *, paper: str, access: str = "generation", needs: Sequence[str] = STATISTICS
+) -> Callable[[Callable[..., Any]], Attack]:
     """Mark `(Signals, *, parameters) -> Windows` as an extraction attack on every window of a record."""
 
     def mark(function: Callable[..., Any]) -> Attack:
@@ -98,6 +104,7 @@ def extraction(*, paper: str, access: str = "generation") -> Callable[[Callable[
             access=access,
             base=False,
             views={},
+            needs=frozenset(needs),
         )
 
     return mark

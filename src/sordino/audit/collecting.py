@@ -5,14 +5,15 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from sordino.config import recorded
-from sordino.errors import RunError
+import numpy as np
+
+from sordino.audit.external import open_external
+from sordino.audit.subjects import Subject, Trained
 from sordino.evidence import digest
 from sordino.records import Example, content_digest
 from sordino.run import Run
 from sordino.serialize import Serializer, Tokens, View
 from sordino.signals import Signals, Statistics, Store
-from sordino.train.flow import classes_of, serializer_for
 
 __all__ = ["Collector"]
 
@@ -32,60 +33,21 @@ class Collector:
     def __init__(self, run: Run, ticker: Ticker = lambda name, total: lambda done: None) -> None:
         """Open `run`; raises `RunError` where it is not trained to its end, or its weights have changed."""
         self.run, self.card, self.ticker = run, run.card, ticker
-        if self.card.status != "trained":
-            hint = f"Finish it: `sordino train --resume {run.path}`."
-            raise RunError(f"{run.path} is not trained to its end ({self.card.status}).", hint)
-        self.config = recorded(self.card.config, str(run.path / "run.json"))
-        self._check_weights()
+        self.subject: Subject = open_external(run) if self.card.status == "external" else Trained(run)
         self.store = Store(run.private / "signals")
         self.forwards = 0
         self._encoded: dict[tuple[str, str], Tokens] = {}
 
-    def _check_weights(self) -> None:
-        # Always, though signals may be in the store: a report must be on the weights that are there.
-        from sordino.model import weights_digest
-
-        if weights_digest(self.run.weights) != self.card.model["weights"]:
-            message = f"The weights in {self.run.weights} are not those that training wrote."
-            raise RunError(message, "Restore them, or train again.")
-
-    def _check_base(self, model: Any) -> None:
-        found = model.digest()
-        if found != self.card.model["base"]:
-            path, known = self.config.model.path, self.card.model["base"]
-            message = f"The model {path} has changed since it was tuned ({known} → {found})."
-            raise RunError(message, "Restore it, or train again.")
-
     @cached_property
     def serializer(self) -> Serializer:
-        """The run's own serializer; raises `RunError` where the tokenizer has changed since."""
-        from sordino.model import load_tokenizer
+        """The subject's own serializer; raises `RunError` where the tokenizer has changed since."""
+        return self.subject.load_serializer()
 
-        tokenizer = load_tokenizer(self.config.model, str(self.run.weights))
-        labels = self.card.data.get("labels", ())
-        serializer = serializer_for(self.config, tokenizer, int(self.card.model["context"]), labels)
-        if serializer.rule != self.card.model["serializer"]:
-            message = f"The tokenizer in {self.run.weights} or the serializer is not the one the run was trained with."
-            raise RunError(message, "Restore the folder, or use the Sordino that trained it.")
-        return serializer
-
-    @cached_property
+    @property
     def tuned(self) -> Any:
-        """The fine-tuned model; raises `RunError` where the base under its adapter has changed."""
-        from sordino.model import restore
-
-        classes = classes_of(self.config, self.card.data.get("labels", ()))
-        model = restore(self.config.model, self.config.method, self.run.weights, classes)
-        if self.config.method.kind != "full":
-            self._check_base(model.base())
-        return model
-
-    @cached_property
-    def untuned(self) -> Any:
-        """The model as it was before tuning; raises `RunError` where it has changed since."""
-        model = self.tuned.base()
-        self._check_base(model)
-        return model
+        """The fine-tuned model of a run of Sordino's own; raises `RunError` where its base has changed."""
+        assert isinstance(self.subject, Trained)  # canaries are planted in no other
+        return self.subject.tuned
 
     def encode(self, example: Example, name: str = "", view: View | None = None) -> Tokens:
         """The tokens of an example under a view."""
@@ -94,9 +56,15 @@ class Collector:
             self._encoded[key] = self.serializer.encode(example.record, view)
         return self._encoded[key]
 
-    def signals(self, examples: Sequence[Example], views: Mapping[str, View]) -> tuple[Signals, Signals]:
-        """The signals of the tuned model, with the untuned one as base; and those of the untuned model."""
-        tuned, untuned = (self._signals(examples, views, which) for which in ("tuned", "base"))
+    def signals(self, examples: Sequence[Example], views: Mapping[str, View]) -> tuple[Signals, Signals | None]:
+        """The signals of the tuned model, with the untuned one as base; and those of the untuned model.
+
+        Where there is no untuned model, the tuned one's have no base, and the second are None.
+        """
+        tuned = self._signals(examples, views, "tuned")
+        if not self.subject.has_base:
+            return tuned, None
+        untuned = self._signals(examples, views, "base")
         return replace(tuned, base=untuned), replace(untuned, base=untuned)
 
     def _signals(self, examples: Sequence[Example], views: Mapping[str, View], which: str) -> Signals:
@@ -114,30 +82,26 @@ class Collector:
 
     def key(self, examples: Sequence[Example], which: str, *more: str) -> str:
         """A digest of all that numbers about `examples` under a model depend on."""
-        model = self.card.model
-        weights = model["weights"] if which == "tuned" else ""
         records = (e.record for e in examples)
         contents = (part for r in records for part in (r.id, content_digest(r.messages, r.label)))
-        return digest(_DEFINITION, model["base"], weights, model["serializer"], *more, *contents)
+        return digest(_DEFINITION, *self.subject.identity(which), *more, *contents)
 
     def _statistics(self, examples: Sequence[Example], tokens: Sequence[Tokens], which: str, view: str) -> Statistics:
         key = self.key(examples, which, view)
         found = self.store.get(key)
         if found is not None:
             return found
-        from sordino.collect import collect
-        from sordino.collect_classes import collect_classes
-
-        model = self.tuned if which == "tuned" else self.untuned
-        label = f"{'fine-tuned' if which == 'tuned' else 'untuned'} model" + (f", {view}" if view else "")
-        gather = collect if model.classes is None else collect_classes
-        made = gather(model, tokens, tick=self.ticker(label, len(tokens)))
+        label = f"{'model' if which == 'tuned' else 'untuned model'}" + (f", {view}" if view else "")
+        made = self.subject.measure(tokens, which, self.ticker(label, len(tokens)))
         self.forwards += 1
         manifest = {
             "definition": _DEFINITION, "model": which, "view": view or "plain", "records": len(tokens),
-            "weights": self.card.model["weights"], "base": self.card.model["base"],
-            "serializer": self.card.model["serializer"], "dtype": "float32",
-            "attention": str(getattr(model.module.config, "_attn_implementation", "unknown")),
+            **self.subject.manifest(),
         }  # fmt: skip
         self.store.put(key, made, manifest)
         return made
+
+    def repeats(self, prefixes: Sequence[np.ndarray], suffixes: Sequence[np.ndarray]) -> list[bool]:
+        """Whether the tuned model, decoding greedily, puts each suffix after its prefix."""
+        self.forwards += 1
+        return self.subject.repeats(prefixes, suffixes)

@@ -1,7 +1,7 @@
 """From scores and labels to estimates: every membership attack, its control, and the strongest of them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from sordino.records import Example
 from sordino.results import Attempt, AuditPlan, Curve, Estimate
 from sordino.signals import Scores, Signals
 
-__all__ = ["Evidence", "Outcome", "estimate", "evaluate", "score"]
+__all__ = ["Evidence", "Outcome", "delta", "estimate", "evaluate", "score"]
 
 _POINTS = 200
 
@@ -54,11 +54,14 @@ class Evidence:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """All membership attacks on one run: `scores` (attacks, records) and what they come to."""
+    """All membership attacks on one run: `scores` (attacks, records) and what they come to.
+
+    `control_scores` are those under the untuned model, None where there is none.
+    """
 
     attempts: tuple[Attempt, ...]
     scores: np.ndarray
-    control_scores: np.ndarray
+    control_scores: np.ndarray | None
     evidence: Evidence
     p_value: float
     strongest: str
@@ -74,7 +77,7 @@ def score(attack: Attack, signals: Signals) -> Scores:
 def evaluate(
     attacks: Mapping[str, Attack],
     signals: Signals,
-    control: Signals,
+    control: Signals | None,
     evidence: Evidence,
     plan: AuditPlan,
     seed: int,
@@ -86,12 +89,15 @@ def evaluate(
     Records that some attack cannot score are left out of all and counted.
     """
     scores = np.stack([score(a, signals) for a in attacks.values()])
-    controls = np.stack([score(a, control) for a in attacks.values()])
-    keep = np.isfinite(scores).all(axis=0) & np.isfinite(controls).all(axis=0)
-    scores, controls, judged = scores[:, keep], controls[:, keep], evidence.take(keep)
+    controls = None if control is None else np.stack([score(a, control) for a in attacks.values()])
+    keep = np.isfinite(scores).all(axis=0)
+    if controls is not None:
+        keep &= np.isfinite(controls).all(axis=0)
+        controls = controls[:, keep]
+    scores, judged = scores[:, keep], evidence.take(keep)
     overall, adjusted = stats.max_t(scores, judged.member, judged.group, plan.shuffles, seed)
     attempts = tuple(
-        _attempt(attack, scores[i], controls[i], judged, plan, float(adjusted[i]))
+        _attempt(attack, scores[i], None if controls is None else controls[i], judged, plan, float(adjusted[i]))
         for i, attack in enumerate(attacks.values())
     )
     strongest, headline = _strongest(list(attacks), scores, judged, plan)
@@ -119,13 +125,30 @@ def rates(scores: Scores, evidence: Evidence, plan: AuditPlan) -> dict[str, Esti
     return found
 
 
+def delta(outcome: Outcome, names: Sequence[str], confidence: float) -> Estimate | None:
+    """The AUC of an attack less its AUC on the untuned model, on the half that did not choose it.
+
+    Chosen is the best of `names`: attacks that do not themselves compare with the untuned model, on
+    which those are at ½ by construction. None where there is no untuned model or no such attack.
+    """
+    rows = [i for i, attempt in enumerate(outcome.attempts) if attempt.name in names]
+    if outcome.control_scores is None or not rows:
+        return None
+    evidence, half = outcome.evidence, outcome.evidence.calibration
+    best = max(rows, key=lambda i: stats.auc(outcome.scores[i][half], evidence.member[half]))
+    after, before = (scores[best][~half] for scores in (outcome.scores, outcome.control_scores))
+    other = evidence.take(~half)
+    found = estimate(stats.paired_delong(after, before, other.member, other.group, confidence).interval)
+    return replace(found, method=f"{outcome.attempts[best].name}, {found.method}")
+
+
 def _curve(scores: Scores, member: np.ndarray) -> Curve:
     fpr, tpr = stats.thin(*stats.roc(scores, member), _POINTS)
     return Curve(fpr=tuple(fpr.tolist()), tpr=tuple(tpr.tolist()))
 
 
 def _attempt(
-    attack: Attack, scores: Scores, control: Scores, evidence: Evidence, plan: AuditPlan, p_value: float
+    attack: Attack, scores: Scores, control: Scores | None, evidence: Evidence, plan: AuditPlan, p_value: float
 ) -> Attempt:
     return Attempt(
         name=attack.name,
@@ -135,12 +158,12 @@ def _attempt(
         access=attack.access,
         parameters={k: list(v) if isinstance(v, tuple) else v for k, v in attack.parameters.items()},
         estimates=rates(scores, evidence, plan),
-        control=rates(control, evidence, plan),
+        control={} if control is None else rates(control, evidence, plan),
         p_value=p_value,
         records=len(scores),
         coins=len(np.unique(evidence.group)),
         roc=_curve(scores, evidence.member),
-        control_roc=_curve(control, evidence.member),
+        control_roc=None if control is None else _curve(control, evidence.member),
     )
 
 

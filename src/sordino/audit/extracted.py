@@ -52,7 +52,7 @@ def attempt(
     attack: Attack,
     collector: Collector,
     examples: Sequence[Example],
-    pair: tuple[Signals, Signals],
+    pair: tuple[Signals, Signals | None],
     evidence: Evidence,
     plan: AuditPlan,
 ) -> tuple[Attempt, list[Passage]]:
@@ -63,7 +63,8 @@ def attempt(
     """
     planned = {"prefix_tokens": plan.prefix_tokens, "suffix_tokens": plan.suffix_tokens}
     wanted = {k: v for k, v in planned.items() if k in attack.parameters}
-    tuned, base = (attack(signals, **wanted) for signals in pair)
+    tuned = attack(pair[0], **wanted)
+    base = None if pair[1] is None else attack(pair[1], **wanted)
     passages = _passages(attack, collector, examples, tuned, base, wanted)
     refuted = {p.record_id for p in passages if not p.confirmed}
     hit = _hits(tuned, len(examples))
@@ -83,7 +84,7 @@ def attempt(
             access=attack.access,
             parameters={**attack.parameters, **wanted},
             estimates=_shares(hit, possible, evidence, plan.confidence),
-            control=_shares(_hits(base, len(examples)), possible, evidence, plan.confidence),
+            control={} if base is None else _shares(_hits(base, len(examples)), possible, evidence, plan.confidence),
             p_value=None,
             records=int(possible.sum()),
             coins=len(np.unique(evidence.group[possible])) if possible.any() else 0,
@@ -108,7 +109,7 @@ def _passages(
     collector: Collector,
     examples: Sequence[Example],
     tuned: Windows,
-    base: Windows,
+    base: Windows | None,
     wanted: dict[str, Any],
 ) -> list[Passage]:
     if not len(tuned.record):
@@ -118,21 +119,20 @@ def _passages(
     path = collector.run.private / "passages" / f"{digest(key)}.json"
     if path.exists():
         return msgspec.json.decode(path.read_bytes(), type=list[Passage])
-    from sordino.generate import greedy
-
     tokens = [collector.encode(e) for e in chosen]
     prefixes = [t.ids[:start] for t, start in zip(tokens, tuned.start, strict=True)]
     suffixes = [t.ids[a:b] for t, a, b in zip(tokens, tuned.start, tuned.stop, strict=True)]
-    made = greedy(collector.tuned, prefixes, [len(s) for s in suffixes])
-    decode, known = collector.serializer.tokenizer.decode, set(base.record.tolist())
+    confirmed = collector.repeats(prefixes, suffixes)
+    decode, known = collector.serializer.tokenizer.decode, set() if base is None else set(base.record.tolist())
     passages = [
         Passage(
             record_id=example.record.id, member=example.included, prefix=decode(prefix, skip_special_tokens=True),
             suffix=decode(suffix, skip_special_tokens=True), tokens=len(suffix), base_hit=int(number) in known,
-            confirmed=bool(np.array_equal(suffix, said)),
+            confirmed=same,
         )
-        for example, number, prefix, suffix, said in zip(chosen, tuned.record, prefixes, suffixes, made, strict=True)
+        for example, number, prefix, suffix, same in zip(
+            chosen, tuned.record, prefixes, suffixes, confirmed, strict=True
+        )
     ]  # fmt: skip
-    collector.forwards += 1
     collector.run.write_private(f"passages/{digest(key)}.json", encode(passages))
     return passages

@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 
@@ -13,20 +14,23 @@ from sordino import stats
 from sordino.attacks.base import Attack, discover, find
 from sordino.audit.blind import blind_baseline
 from sordino.audit.collecting import Collector, Ticker
-from sordino.audit.evaluate import Evidence, Outcome, estimate, evaluate
+from sordino.audit.evaluate import Evidence, Outcome, delta, estimate, evaluate
+from sordino.audit.external import create_external
 from sordino.audit.extracted import Passage, attempt
 from sordino.audit.gates import base_gate, blind_gate, bound_gate, canary_gate, lower_bound, shuffle_gate
-from sordino.audit.planted import canary_levels, expose
+from sordino.audit.planted import Found, canary_levels, expose
 from sordino.audit.require import check_names, judge, parse
-from sordino.audit.verdict import Findings, claims, threat_model, untested, verdict
+from sordino.audit.settings import load_external
+from sordino.audit.subjects import Subject, Trained
+from sordino.audit.verdict import UNTESTED_ELSEWHERE, Findings, claims, threat_model, untested, verdict
 from sordino.errors import AuditError
 from sordino.records import Example, Split
 from sordino.records.store import load as load_split
-from sordino.results import Attempt, AuditPlan, AuditReport, CanaryLevel, Estimate, Gate, encode
+from sordino.results import Attempt, AuditPlan, AuditReport, Estimate, Gate, encode
 from sordino.run import Run
 from sordino.signals import Signals
 
-__all__ = ["audit"]
+__all__ = ["audit", "audit_model"]
 
 _HALVES, _SHUFFLES, _BLIND, _REDRAW = 11, 12, 13, 14
 
@@ -58,46 +62,81 @@ def audit(
         return _audit(run, require, attacks, ticker)
 
 
+def audit_model(
+    model: str,
+    *,
+    members: str,
+    nonmembers: str,
+    require: Sequence[str] = (),
+    attacks: Sequence[str] = (),
+    **options: Any,
+) -> Run:
+    """Audit a model that Sordino did not train; returns its run folder, whose `audit` is the report.
+
+    `model` is a folder, a hub id or, with `endpoint`, its name on a server; `members` and `nonmembers`
+    are files of records; `options` are further keys of `ExternalConfig`, such as `base="gpt2"` or
+    `data={"text": "body"}`. Raises as `audit` does, and `DataError` and `ModelError`.
+    """
+    data = {**options.pop("data", {}), "path": str(members)}
+    values = {"model": {"path": str(model)}, "data": data, "nonmembers": str(nonmembers), **options}
+    run = create_external(load_external(values))
+    audit(run, require=require, attacks=attacks)
+    return run
+
+
 def _audit(run: Run, require: Sequence[str], names: Sequence[str], ticker: Ticker) -> AuditReport:
     started = time.monotonic()
     collector = Collector(run, ticker)
     placed = load_split(run.records)
     plan = _with_requirements(collector.card.plan, require)
-    task = collector.config.task
-    membership = _chosen(names, plan, task)
-    extraction = discover("extraction")
-    windowed = {n: a for n, a in extraction.items() if n != "exposure" and task in a.tasks}
-    check_names(plan.require, _known_metrics(membership, windowed, plan, collector))
+    chosen = _chosen(names, plan, collector.subject)
+    windowed = chosen.extraction
+    check_names(plan.require, _known_metrics(chosen, plan, collector))
     seeds = _Seeds(collector.card.seed)
 
     candidates = [e for e in placed.examples if e.role == "candidate"]
     if not candidates:
         message = f"{run.path} has no audit candidates: it was trained with split.candidates: 0."
         raise AuditError(message, "Train with candidates to be able to audit.")
-    views = {name: view for attack in membership.values() for name, view in attack.views.items()}
+    views = {name: view for attack in chosen.membership.values() for name, view in attack.views.items()}
     pair = collector.signals(candidates, views)
     evidence = Evidence.of(candidates, seeds(_HALVES))
-    outcome = evaluate(membership, *pair, evidence, plan, seeds(_SHUFFLES))
+    outcome = evaluate(chosen.membership, *pair, evidence, plan, seeds(_SHUFFLES))
     pulled = [attempt(a, collector, candidates, pair, evidence, plan) for a in windowed.values()]
     _write_private(run, candidates, outcome, [p for _, passages in pulled for p in passages])
-    found = expose(collector, extraction["exposure"], plan, {e.record.id: e for e in placed.canaries})
-    levels = canary_levels(found, plan.confidence)
-    utility = _utility(collector, placed, plan)
+    found = _exposed(collector, placed, plan)
     blind = blind_baseline(pair[0].texts, evidence.member, evidence.group, shuffles=plan.shuffles, seed=seeds(_BLIND))
-    bound, _, _ = lower_bound(outcome, plan)
-    gates = (
-        blind_gate(blind),
-        base_gate(outcome, plan, seeds(_SHUFFLES)),
-        shuffle_gate(outcome, plan, seeds(_REDRAW)),
-        canary_gate(found, task),
-        bound_gate(bound, None, plan.confidence),
+    bound = lower_bound(outcome, plan)[0] if collector.subject.trained_here else None
+    gates = [blind_gate(blind), base_gate(outcome, plan, seeds(_SHUFFLES))]
+    if bound is not None:
+        gates.append(shuffle_gate(outcome, plan, seeds(_REDRAW)))
+    gates.append(canary_gate(found, collector.subject.trained_here, collector.subject.task))
+    if bound is not None:
+        gates.append(bound_gate(bound, None, plan.confidence))
+    findings = _findings(collector, outcome, gates, [a for a, _ in pulled])
+    findings = replace(
+        findings,
+        canaries=canary_levels(found, plan.confidence),
+        utility=_utility(collector, placed, plan),
+        delta=None
+        if collector.subject.trained_here
+        else delta(outcome, [n for n, a in chosen.membership.items() if not a.base], plan.confidence),
     )
-    findings = _findings(collector, outcome, [a for a, _ in pulled], levels, gates, utility)
     report = _report(collector, outcome, findings, bound, plan)
-    report = replace(report, seconds={**report.seconds, "audit": round(time.monotonic() - started, 2)})
+    report = replace(
+        report,
+        untested=(*chosen.left_out, *report.untested),
+        seconds={**report.seconds, "audit": round(time.monotonic() - started, 2)},
+    )
     run.write_audit(report)
     run.event("audited", verdict=report.verdict.state, forwards=collector.forwards)
     return report
+
+
+def _exposed(collector: Collector, placed: Split, plan: AuditPlan) -> list[Found]:
+    if not collector.subject.trained_here:
+        return []
+    return expose(collector, discover("extraction")["exposure"], plan, {e.record.id: e for e in placed.canaries})
 
 
 def _with_requirements(plan: AuditPlan, require: Sequence[str]) -> AuditPlan:
@@ -115,24 +154,64 @@ def _with_requirements(plan: AuditPlan, require: Sequence[str]) -> AuditPlan:
     return replace(plan, require=texts, fpr=tuple(sorted((f for f in fpr if 0 < f < 1), reverse=True)))
 
 
-def _chosen(names: Sequence[str], plan: AuditPlan, task: str) -> dict[str, Attack]:
+@dataclass(frozen=True, kw_only=True)
+class _Chosen:
+    """The attacks to carry out, and in words those that this access does not allow."""
+
+    membership: Mapping[str, Attack]
+    extraction: Mapping[str, Attack]
+    left_out: tuple[str, ...]
+
+
+def _chosen(names: Sequence[str], plan: AuditPlan, subject: Subject) -> _Chosen:
+    """The attacks asked for, as far as the subject has what they need.
+
+    Raises `AuditError` for a name that is not there, or that was asked for and cannot be carried out.
+    """
     for name in (plan.headline, *names):
-        find("membership", name, task)
-    known = {n: a for n, a in discover("membership").items() if task in a.tasks}
-    return {n: a for n, a in known.items() if not names or n in names or n == plan.headline}
+        find("membership", name, subject.task)
+    known = {n: a for n, a in discover("membership").items() if subject.task in a.tasks}
+    wanted = {
+        n: a for n, a in known.items() if not names or n in names or (subject.trained_here and n == plan.headline)
+    }
+    windowed = {n: a for n, a in discover("extraction").items() if n != "exposure" and subject.task in a.tasks}
+    lacking = {n: why for n, a in (wanted | windowed).items() if (why := _lacking(a, subject))}
+    for name in names:
+        if name in lacking:
+            raise AuditError(f"The attack '{name}' cannot be carried out here: it needs {lacking[name]}.", _HINT)
+    membership = {n: a for n, a in wanted.items() if n not in lacking}
+    if not membership:
+        raise AuditError("No membership attack can be carried out with this access.", _HINT)
+    return _Chosen(
+        membership=membership,
+        extraction={n: a for n, a in windowed.items() if n not in lacking},
+        left_out=tuple(f"The attack {n}: it needs {why}." for n, why in lacking.items()),
+    )
 
 
-def _known_metrics(
-    membership: Mapping[str, Attack], windowed: Mapping[str, Attack], plan: AuditPlan, collector: Collector
-) -> list[str]:
+_HINT = "Give --base, an --endpoint with prompt log-probabilities, or the weights; see `sordino audit --list`."
+
+
+def _lacking(attack: Attack, subject: Subject) -> str:
+    """What an attack needs and the subject has not, in words."""
+    missing = sorted(attack.needs - subject.gives)
+    words = ["the untuned base model"] if attack.base and not subject.has_base else []
+    return " and ".join(words + ([f"{', '.join(missing)} of each token"] if missing else []))
+
+
+def _known_metrics(chosen: _Chosen, plan: AuditPlan, collector: Collector) -> list[str]:
     rates = ["auc", *(f"tpr@{f:g}fpr" for f in plan.fpr)]
-    owners = ["membership", *(f"membership.{n}" for n in membership)]
-    shares = [f"extraction.{n}.{k}" for n in windowed for k in ("rate", "excess")]
+    owners = ["membership", *(f"membership.{n}" for n in chosen.membership)]
+    shares = [f"extraction.{n}.{k}" for n in chosen.extraction for k in ("rate", "excess")]
+    known = [f"{o}.{r}" for o in owners for r in rates] + shares
+    if not isinstance(collector.subject, Trained):
+        return [*known, "membership.delta_auc"]
     useful, levels = ["accuracy", "loss"], []
-    if collector.config.task == "causal-lm":
-        useful, levels = ["perplexity"], [f"canaries.exposure@{k}" for k in collector.config.canaries.levels]
+    if collector.subject.task == "causal-lm":
+        useful = ["perplexity"]
+        levels = [f"canaries.exposure@{k}" for k in collector.subject.config.canaries.levels]
     rest = ["epsilon.lower", *(f"utility.{which}{name}" for which in ("", "base_") for name in useful)]
-    return [f"{o}.{r}" for o in owners for r in rates] + shares + levels + rest
+    return [*known, *levels, *rest]
 
 
 def _write_private(run: Run, candidates: Sequence[Example], outcome: Outcome, passages: Sequence[Passage]) -> None:
@@ -145,11 +224,12 @@ def _write_private(run: Run, candidates: Sequence[Example], outcome: Outcome, pa
 
 def _utility(collector: Collector, placed: Split, plan: AuditPlan) -> dict[str, Estimate]:
     if not placed.validation:
-        return {}
+        return {}  # nor does an audit of a model trained elsewhere have any
     tuned, base = collector.signals(placed.validation, {})
+    assert base is not None  # only a run of our own has validation records
     _, group = np.unique([e.group for e in placed.validation], return_inverse=True)
 
-    measure = _class_utility if collector.config.task == "classification" else _language_utility
+    measure = _class_utility if collector.subject.task == "classification" else _language_utility
     after, before = (measure(signals, group, plan.confidence) for signals in (tuned, base))
     return after | {f"base_{name}": found for name, found in before.items()}
 
@@ -168,25 +248,24 @@ def _class_utility(signals: Signals, group: np.ndarray, confidence: float) -> di
     }
 
 
-def _metrics(outcome: Outcome, findings: Findings, bound: Estimate) -> dict[str, Estimate]:
+def _metrics(outcome: Outcome, findings: Findings, bound: Estimate | None) -> dict[str, Estimate]:
     found = {f"membership.{k}": v for k, v in outcome.headline.items()}
     for a in outcome.attempts:
         found |= {f"membership.{a.name}.{k}": v for k, v in a.estimates.items()}
+    if verdict(findings).state == "invalid split":
+        found = {}  # they would describe the split, and a requirement must not be judged by them
+    if findings.delta is not None:
+        found["membership.delta_auc"] = findings.delta
     for a in findings.extraction:
         found |= {f"extraction.{a.name}.{k}": v for k, v in a.estimates.items()}
     found |= {f"canaries.exposure@{level.repetitions}": level.included for level in findings.canaries}
     found |= {f"utility.{k}": v for k, v in findings.utility.items()}
-    return found | {"epsilon.lower": bound}
+    return found | ({"epsilon.lower": bound} if bound is not None else {})
 
 
 def _findings(
-    collector: Collector,
-    outcome: Outcome,
-    pulled: Sequence[Attempt],
-    levels: tuple[CanaryLevel, ...],
-    gates: tuple[Gate, ...],
-    utility: Mapping[str, Estimate],
-) -> Findings:
+    collector: Collector, outcome: Outcome, gates: Sequence[Gate], pulled: Sequence[Attempt]
+) -> Findings:  # fmt: skip
     evidence = outcome.evidence
     inside, outside = (len(np.unique(evidence.group[evidence.member == side])) for side in (True, False))
     return Findings(
@@ -194,28 +273,30 @@ def _findings(
         strongest=outcome.strongest,
         headline=outcome.headline,
         extraction=pulled,
-        canaries=levels,
+        canaries=(),
         gates={g.name: g for g in gates},
-        utility=utility,
+        utility={},
         members=inside,
         nonmembers=outside,
         unit=str(collector.card.data["unit"]),
-        task=collector.config.task,
+        trained_here=collector.subject.trained_here,
+        task=collector.subject.task,
     )
 
 
 def _report(
-    collector: Collector, outcome: Outcome, findings: Findings, bound: Estimate, plan: AuditPlan
+    collector: Collector, outcome: Outcome, findings: Findings, bound: Estimate | None, plan: AuditPlan
 ) -> AuditReport:
-    card, evidence = collector.card, outcome.evidence
+    card, evidence, here = collector.card, outcome.evidence, findings.trained_here
     metrics = _metrics(outcome, findings, bound)
     attempts = (*outcome.attempts, *findings.extraction)
+    access, group = [a.access for a in attempts], "coins" if here else "groups"
     return AuditReport(
         run=card.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         verdict=verdict(findings),
         task=findings.task,
-        threat_model=threat_model(findings.unit, [a.access for a in attempts], findings.task),
+        threat_model=threat_model(findings, access, collector.subject.has_base),
         claims=claims(findings, None),
         attempts=attempts,
         canaries=tuple(findings.canaries),
@@ -223,25 +304,30 @@ def _report(
         utility=findings.utility,
         metrics=metrics,
         requirements=tuple(judge(text, metrics) for text in plan.require),
-        untested=untested(findings.task, {n: a.tasks for n, a in discover("membership").items()}),
+        untested=untested(findings.task, {n: a.tasks for n, a in discover("membership").items()})
+        if here
+        else UNTESTED_ELSEWHERE,
         counts={
             **card.data["counts"],
             "members": int(evidence.member.sum()),
             "non-members": int((~evidence.member).sum()),
-            "coins in": findings.members,
-            "coins out": findings.nonmembers,
+            f"{group} in": findings.members,
+            f"{group} out": findings.nonmembers,
             "unscored": outcome.unscored,
         },
         notices=card.notices,
         provenance=_provenance(collector),
-        seconds={"training": float(card.training.get("seconds", 0.0))},
+        seconds={"training": float(card.training.get("seconds", 0.0))} if here else {},
         strongest=outcome.strongest,
+        trained_here=here,
     )
 
 
 def _provenance(collector: Collector) -> dict[str, str]:
     card = collector.card
     named = {k: str(card.model[k]) for k in ("path", "base", "weights", "tokenizer", "serializer")}
+    if not collector.subject.trained_here:
+        named |= collector.subject.manifest()
     return {
         **{f"model.{k}": v for k, v in named.items()},
         "data.fingerprint": str(card.data["fingerprint"]),
@@ -249,5 +335,8 @@ def _provenance(collector: Collector) -> dict[str, str]:
         "sordino": sordino.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),
-        **{f"trained with {k}": v for k, v in card.environment.items()},
+        **{
+            f"{'trained' if collector.subject.trained_here else 'prepared'} with {k}": v
+            for k, v in card.environment.items()
+        },
     }

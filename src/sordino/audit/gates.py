@@ -33,6 +33,13 @@ def blind_gate(blind: Blind) -> Gate:
 
 def base_gate(outcome: Outcome, plan: AuditPlan, seed: int) -> Gate:
     """Gate (b): no attack works on the untuned model; one max-T permutation test over all attacks."""
+    question = "Are all attacks at chance on the untuned model?"
+    if outcome.control_scores is None:
+        finding = (
+            "There is no untuned model to compare with. So it was not ruled out that the members were easier texts "
+            "all along, for any model, or that the model knew them before it was tuned."
+        )
+        return Gate(name="base", question=question, passed=None, finding=finding)
     p_value, _ = stats.max_t(
         outcome.control_scores,
         outcome.evidence.member,
@@ -45,7 +52,7 @@ def base_gate(outcome: Outcome, plan: AuditPlan, seed: int) -> Gate:
     far = max(areas, key=lambda a: abs(a - 0.5))
     return Gate(
         name="base",
-        question="Are all attacks at chance on the untuned model?",
+        question=question,
         passed=p_value >= _LEVEL,
         finding=f"The AUC farthest from ½ on the untuned model is {far:.3f} (max-T p = {p_value:.3g} over all).",
         p_value=p_value,
@@ -94,9 +101,15 @@ def shuffle_gate(outcome: Outcome, plan: AuditPlan, seed: int) -> Gate:
     )
 
 
-def canary_gate(found: Sequence[Found], task: str = "causal-lm") -> Gate:
-    """Gate (d): canaries trained on many times are found, so the instrument works on this model."""
+def canary_gate(found: Sequence[Found], planted: bool = True, task: str = "causal-lm") -> Gate:
+    """Gate (d): canaries trained on many times are found, so the instrument works on this model.
+
+    Where none could be `planted`, as Sordino did not train the model, it cannot be judged.
+    """
     question = "Are canaries that were trained on many times more exposed than those left out?"
+    if not planted:
+        finding = "The model was trained elsewhere: no canaries of Sordino's are in its training data."
+        return Gate(name="canaries", question=question, passed=None, finding=finding)
     if task == "classification":
         finding = "No canaries are planted for a classifier: nothing shows that its memory would be found."
         return Gate(name="canaries", question=question, passed=None, finding=finding)

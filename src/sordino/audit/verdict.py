@@ -6,10 +6,20 @@ from typing import Literal
 
 from sordino.results import Attempt, CanaryLevel, Claim, Estimate, Gate, Verdict
 
-__all__ = ["UNTESTED", "Findings", "claims", "threat_model", "untested", "verdict"]
+__all__ = ["UNTESTED", "UNTESTED_ELSEWHERE", "Findings", "claims", "threat_model", "untested", "verdict"]
 
 # Below this many coins on a side nothing is called clean, and above this upper end of AUC neither.
 _FEWEST, _CLEAN_AUC, _LEVEL = 100, 0.6, 0.01
+
+UNTESTED_ELSEWHERE = (
+    "Attacks with shadow models (LiRA, RMIA), which can be stronger than every score used here.",
+    "Names, numbers and other personal data by type; only word-for-word passages were tried.",
+    "Backdoors, poisoned weights, and data that reached the model before it was tuned.",
+    "Other forms of this model than the one named under provenance: test the artefact you deploy.",
+    "How well an attack works on this model at all: no canaries are in it, so none could be looked for.",
+    "Differential privacy: a lower bound on ε needs coins that were drawn before training.",
+)
+"""What nobody measured about a model that was trained elsewhere."""
 
 UNTESTED = (
     "Attacks with shadow models (LiRA, RMIA), which can be stronger than every score used here.",
@@ -41,7 +51,11 @@ def untested(task: str, attacks: Mapping[str, Sequence[str]]) -> tuple[str, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What the verdict is drawn from."""
+    """What the verdict is drawn from.
+
+    `trained_here` says that Sordino drew the coins, planted canaries and trained; `delta` is the AUC of
+    an attack less its AUC on the untuned model, where there is one.
+    """
 
     p_value: float
     strongest: str
@@ -53,6 +67,8 @@ class Findings:
     members: int
     nonmembers: int
     unit: str
+    trained_here: bool = True
+    delta: Estimate | None = None
     task: Literal["causal-lm", "classification"] = "causal-lm"
 
 
@@ -111,10 +127,8 @@ def _leaks(f: Findings) -> list[str]:
 def _doubts(f: Findings) -> list[str]:
     doubts = []
     if min(f.members, f.nonmembers) < _FEWEST:
-        message = (
-            f"{f.members} coins in and {f.nonmembers} out are too few to call anything clean: "
-            f"at least {_FEWEST} on each side are needed."
-        )
+        counted = f"{f.members} coins in and {f.nonmembers} out" if f.trained_here else _groups(f)
+        message = f"{counted} are too few to call anything clean: at least {_FEWEST} on each side are needed."
         doubts.append(message)
     if f.headline["auc"].high > _CLEAN_AUC:
         doubts.append(f"The AUC of the strongest attack may be as high as {f.headline['auc'].high:.2f}.")
@@ -123,24 +137,53 @@ def _doubts(f: Findings) -> list[str]:
     return doubts
 
 
-def verdict(f: Findings) -> Verdict:
-    """Leaks, no leak found, or inconclusive; a failing control is among the reasons.
+def _groups(f: Findings) -> str:
+    return f"{f.members} independent members and {f.nonmembers} non-members"
 
-    The coins are Sordino's own, so a failing blind or base control cannot be the split's fault and
-    warns of a defect (or of the one valid audit in a hundred that fails it by chance).
+
+def _void(f: Findings) -> Verdict | None:
+    """An invalid split: with members and non-members that others chose, a failed control voids the headline."""
+    failed = [f.gates[name] for name in ("blind", "base") if f.gates[name].passed is False]
+    if f.trained_here or not failed:
+        return None
+    why = {
+        "blind": "The texts alone tell members from non-members, so no attack's success says anything about the model.",
+        "base": "An untuned model tells members from non-members, so what the attacks find was there before.",
+    }
+    reasons = [f"{why[gate.name]} {gate.finding}" for gate in failed]
+    if f.delta is not None:
+        reasons.append(
+            f"Paired with the untuned model, the AUC of an attack ({f.delta.method}) changed by {f.delta}: tuning did "
+            "that, by remembering the members or by learning their style."
+        )
+    reasons += [_extraction_words(a) for a in f.extraction if a.estimates["excess"].low > 0]
+    return Verdict(state="invalid split", headline="The members and non-members given differ by themselves.",
+                   reasons=tuple(reasons))  # fmt: skip
+
+
+def verdict(f: Findings) -> Verdict:
+    """Leaks, no leak found, inconclusive or invalid split; a failing control is among the reasons.
+
+    Where the coins are Sordino's own, a failing blind or base control cannot be the split's fault and
+    warns of a defect (or of the one valid audit in a hundred that fails it by chance); elsewhere it
+    voids the headline. Where no canaries were planted nothing shows that the attacks work on this
+    model, so the verdict is never "no leak found".
     """
+    if (void := _void(f)) is not None:
+        return void
     warnings = [
         f"Control '{g.name}' failed: {g.finding} Either chance (1 in 100) or a defect: "
         "look into it before relying on this audit."
-        for g in (f.gates["blind"], f.gates["base"], f.gates["shuffles"])
-        if g.passed is False
+        for name in ("blind", "base", "shuffles")
+        if (g := f.gates.get(name)) is not None and g.passed is False
     ]  # fmt: skip
     leaks, doubts = _leaks(f), _doubts(f)
     if leaks:
+        caveats = [f.gates["base"].finding] if f.gates["base"].passed is None else []
         return Verdict(
             state="leaks",
-            headline="This model leaks what it was fine-tuned on.",
-            reasons=(*leaks, *warnings),
+            headline=f"This model leaks what it was {'fine-tuned' if f.trained_here else 'trained'} on.",
+            reasons=(*leaks, *caveats, *warnings),
         )
     if doubts or warnings:
         return Verdict(
@@ -165,12 +208,15 @@ def _status(contradicted: bool, supported: bool) -> str:
 
 def claims(f: Findings, claimed_epsilon: float | None) -> tuple[Claim, ...]:
     """What an owner would like to say, beside what the audit found."""
-    auc = f.headline["auc"]
+    auc, void = f.headline["auc"], _void(f)
+    told = f"{_membership_words(f)} Adjusted for all attacks, p = {f.p_value:.2g}.{_unit_words(f.unit)}"
     found = [
         Claim(
             statement="Nobody can tell which records were trained on.",
-            evidence=f"{_membership_words(f)} Adjusted for all attacks, p = {f.p_value:.2g}.{_unit_words(f.unit)}",
-            status=_status(f.p_value < _LEVEL and auc.low > 0.5, auc.high <= _CLEAN_AUC),  # type: ignore[arg-type]
+            evidence=told if void is None else void.reasons[0],
+            status=_status(f.p_value < _LEVEL and auc.low > 0.5, f.trained_here and auc.high <= _CLEAN_AUC)
+            if void is None
+            else "unresolved",  # type: ignore[arg-type]
         )
     ]
     for attempt in f.extraction:
@@ -179,7 +225,7 @@ def claims(f: Findings, claimed_epsilon: float | None) -> tuple[Claim, ...]:
             Claim(
                 statement="No trained-on record can be pulled out word for word.",
                 evidence=f"{_extraction_words(attempt)} Excess {excess}.",
-                status=_status(excess.low > 0, excess.high < 0.01),  # type: ignore[arg-type]
+                status=_status(excess.low > 0, f.trained_here and excess.high < 0.01),  # type: ignore[arg-type]
             )
         )
     if f.canaries:
@@ -192,6 +238,8 @@ def claims(f: Findings, claimed_epsilon: float | None) -> tuple[Claim, ...]:
                 status=_status(level is not None, f.gates["canaries"].passed is True),  # type: ignore[arg-type]
             )
         )
+    if not f.trained_here:
+        return tuple(found)
     found.append(_utility_claim(f))
     evidence = f.gates["bound"].finding
     status = "not tested" if claimed_epsilon is None else "supported" if f.gates["bound"].passed else "contradicted"
@@ -225,17 +273,22 @@ def _utility_claim(f: Findings) -> Claim:
     )
 
 
-def threat_model(unit: str, access: Sequence[str], task: str = "causal-lm") -> dict[str, str]:
+def threat_model(f: Findings, access: Sequence[str], has_base: bool = True) -> dict[str, str]:
     """Who attacks, what they see and want, in the terms of the audit."""
-    writes = task == "causal-lm"
+    model = "the fine-tuned model" if f.trained_here else "the model in the form named under provenance"
+    also = " and also has the public base model" if has_base else ""
+    writes = f.task == "causal-lm"
     return {
-        "Adversary": "somebody outside who can query the fine-tuned model and also has the public base model",
+        "Adversary": f"somebody outside who can query {model}{also}",
         "Sees": ", ".join(sorted(set(access))) + " of texts of their choice",
         "Knows": "candidate records, or the beginning of a record; not which ones were trained on"
         if writes
         else "candidate records with their classes; not which ones were trained on",
         "Wants": "to learn whether a record was trained on"
-        + (", to get a record out, or to recover a secret in it" if writes else ""),
-        "Protected unit": f"one {unit}",
-        "Not considered": "access to the training machine, the run folder, gradients or other checkpoints",
+        + (", to get a record out" if writes else "")
+        + (", or to recover a secret in it" if writes and f.trained_here else ""),
+        "Protected unit": f"one {f.unit}",
+        "Not considered": "access to the training machine, "
+        + ("the run folder, " if f.trained_here else "")
+        + "gradients or other checkpoints",
     }

@@ -81,7 +81,7 @@ def _gates(report: AuditReport) -> "Table":
 
 
 def _attacks(report: AuditReport) -> "Table":
-    table = _table("Attacks", "Attack", "Figure", "Fine-tuned", "Untuned base", "p")
+    table = _table("Attacks", "Attack", "Figure", "Fine-tuned" if report.trained_here else "Model", "Untuned base", "p")
     table.caption = (
         "'needs N': not resolvable with the n there is. p is adjusted for all attacks tried. "
         "Realised false-positive rates are in the HTML report."

@@ -36,7 +36,7 @@ STATE = {
 
 MEANING = {
     "leaks": (
-        "At least one attack did better than chance allows at telling what this model was fine-tuned on, or "
+        "At least one attack did better than chance allows at telling what this model was trained on, or "
         "at reading it back. Whoever gets the access named in the threat model can do the same. The controls "
         "say how far the finding can be relied on."
     ),

@@ -224,9 +224,13 @@ def provenance(report: AuditReport, card: RunCard) -> list[tuple[str, list[tuple
         "parent": card.parent,
         "schema": card.schema,
     }
+    plan = asdict(card.plan)
+    if not report.trained_here:
+        # Of coins and canaries, and there are none.
+        plan = {k: v for k, v in plan.items() if k not in ("headline", "guess_share", "delta", "token_forwards")}
     groups: list[tuple[str, Mapping[str, Any]]] = [
         ("Audit", audit | dict(report.provenance)),
-        ("Audit plan, fixed before training", asdict(card.plan)),
+        ("Audit plan, fixed before training" if report.trained_here else "Audit plan", plan),
         ("Seconds", {name: f"{seconds:,.1f}" for name, seconds in report.seconds.items()}),
         ("Run", run),
         ("Configuration", card.config),

@@ -25,7 +25,9 @@ def trainable(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 def _random_state() -> dict[str, torch.Tensor]:
     state = {"rng.cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        state |= {f"rng.cuda.{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+        state |= {f"rng.cuda.{i:04d}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+    if torch.backends.mps.is_available():
+        state["rng.mps"] = torch.mps.get_rng_state()
     return state
 
 
@@ -34,10 +36,29 @@ def _set_random_state(state: Mapping[str, torch.Tensor]) -> None:
     cuda = [state[k] for k in sorted(state) if k.startswith("rng.cuda.")]
     if cuda and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(cuda)
+    if "rng.mps" in state and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state["rng.mps"])
+
+
+def _scaler_state(scaler: torch.amp.GradScaler | None) -> dict[str, torch.Tensor]:
+    # Counts and powers of two: exact in float64.
+    state = scaler.state_dict() if scaler is not None else {}
+    return {f"scaler.{key}": torch.tensor(value, dtype=torch.float64) for key, value in state.items()}
+
+
+def _set_scaler_state(state: Mapping[str, torch.Tensor], scaler: torch.amp.GradScaler | None) -> None:
+    if scaler is None or not scaler.is_enabled():
+        return
+    kinds = {key: type(value) for key, value in scaler.state_dict().items()}
+    scaler.load_state_dict({key: kind(state[f"scaler.{key}"].item()) for key, kind in kinds.items()})
 
 
 def save_checkpoint(
-    folder: Path, module: torch.nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
+    folder: Path,
+    module: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> None:
     """Write everything that the next step depends on to `folder`, replacing what was there at once."""
     weights = trainable(module)
@@ -46,12 +67,17 @@ def save_checkpoint(
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{key}.{name}"] = torch.as_tensor(value).cpu().contiguous()
     with write_folder(folder) as temporary:
-        save_file(tensors | _random_state(), str(temporary / "state.safetensors"))
+        save_file(tensors | _random_state() | _scaler_state(scaler), str(temporary / "state.safetensors"))
         (temporary / "progress.json").write_text(json.dumps(asdict(progress)))
 
 
-def load_checkpoint(folder: Path, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    """Put a checkpoint back into `module`, `optimizer` and the random state; returns how far it had come."""
+def load_checkpoint(
+    folder: Path,
+    module: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler | None = None,
+) -> Progress:
+    """Put a checkpoint back into `module`, `optimizer`, `scaler` and the random state; returns how far it had come."""
     try:
         progress = Progress(**json.loads((folder / "progress.json").read_text()))
         tensors = load_file(str(folder / "state.safetensors"))
@@ -65,10 +91,12 @@ def load_checkpoint(folder: Path, module: torch.nn.Module, optimizer: torch.opti
     for key, value in tensors.items():
         if key.startswith("optimizer."):
             _, field, name = key.split(".", 2)
-            # AdamW keeps its step count on the CPU even where the weights are elsewhere.
-            device = "cpu" if field == "step" else weights[name].device
+            # AdamW keeps its step count on the CPU even where the weights are elsewhere, unless it is fused.
+            fused = any(group.get("fused") for group in optimizer.param_groups)
+            device = "cpu" if field == "step" and not fused else weights[name].device
             state[weights[name]][field] = value.to(device)
     optimizer.state.update(state)
+    _set_scaler_state(tensors, scaler)
     _set_random_state(tensors)
     return progress
 

@@ -12,26 +12,26 @@ __all__ = ["Batch", "collate", "epoch_batches"]
 
 # Records are sorted by length within this many batches: little padding, and still a random order.
 _BUCKET = 50
-IGNORE = -100
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded tensors: `input_ids` and `attention_mask` (B, T), `labels` (B, T), -100 where not scored.
+    """Right-padded records: `input_ids` and `attention_mask` (B, T), and what is scored.
 
-    For a classifier, `labels` are the numbers of the classes (B,).
+    `positions` (N) index the flattened (B, T): the logits there predict `wanted` (N), the targets. A
+    classifier's targets are the numbers of the classes (B), at no position.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
-    labels: torch.Tensor
+    positions: torch.Tensor
+    wanted: torch.Tensor
+    padded: bool
 
     @property
     def targets(self) -> int:
         """How many tokens (of a classifier: records) are scored."""
-        if self.labels.dim() == 1:
-            return len(self.labels)
-        return int((self.labels[:, 1:] != IGNORE).sum())
+        return len(self.wanted)
 
 
 def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
@@ -53,12 +53,28 @@ def collate(tokens: Sequence[Tokens], pad: int, device: torch.device) -> Batch:
     width = max(len(t) for t in tokens)
     ids = np.full((len(tokens), width), pad, dtype=np.int64)
     mask = np.zeros((len(tokens), width), dtype=np.int64)
-    labels = np.full((len(tokens), width), IGNORE, dtype=np.int64)
+    scored = np.zeros((len(tokens), width), dtype=bool)
     for row, item in enumerate(tokens):
         ids[row, : len(item)] = item.ids
         mask[row, : len(item)] = 1
-        labels[row, : len(item)] = np.where(item.target, item.ids, IGNORE)
+        scored[row, 1 : len(item)] = item.target[1:]
+    # The logits at one position predict the token at the next.
+    following = np.flatnonzero(scored)
+    positions, wanted = following - 1, ids.ravel()[following]
     if tokens[0].label is not None:
-        labels = np.array([item.label for item in tokens], dtype=np.int64)
-    tensors = (torch.from_numpy(a).to(device) for a in (ids, mask, labels))
-    return Batch(*tensors)
+        positions, wanted = positions[:0], np.array([item.label for item in tokens], dtype=np.int64)
+    return Batch(
+        input_ids=_send(ids, device),
+        attention_mask=_send(mask, device),
+        positions=_send(positions, device),
+        wanted=_send(wanted, device),
+        padded=bool(mask.size > mask.sum()),
+    )
+
+
+def _send(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        # From pinned memory a copy runs beside the work that is queued already.
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -187,6 +187,8 @@ def train_run(run: Run, *, say: Say = _SILENT, monitor: Monitor = lambda progres
     with run.lock():
         run.tidy()
         card = run.card
+        if card.status == "external":
+            raise RunError(f"{run.path} is an audit of a model trained elsewhere.", "There is nothing to train in it.")
         if card.status == "trained":
             raise RunError(f"{run.path} is trained already.", f"Audit it: `sordino audit {run.path}`.")
         config = recorded(card.config, str(run.path / "run.json"))
@@ -196,12 +198,12 @@ def train_run(run: Run, *, say: Say = _SILENT, monitor: Monitor = lambda progres
         base_digest = base.digest()
         _same_base(card, base_digest)
         placed = load_split(run.records)
-        serializer = serializer_for(config, base.tokenizer, base.context, labels)
+        model = attach(base, config.method, config.seed)
+        serializer = serializer_for(config, base.tokenizer, model.context, labels)
         training, notices = _training_tokens(placed.training, serializer)
         validation, more = _training_tokens(placed.validation, serializer)
         for notice in [*notices, *more]:
             say(notice.message)
-        model = attach(base, config.method, config.seed)
         counts = _parameters(model.module)
         card = dataclasses.replace(
             card,
@@ -211,7 +213,7 @@ def train_run(run: Run, *, say: Say = _SILENT, monitor: Monitor = lambda progres
                 "base": base_digest,
                 "tokenizer": tokenizer_digest(base),
                 "serializer": serializer.rule,
-                "context": base.context,
+                "context": model.context,
                 "max_length": serializer.max_length,
                 **counts,
             },

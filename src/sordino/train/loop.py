@@ -10,15 +10,16 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch.nn.functional import cross_entropy
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from sordino.classifier import class_logits
 from sordino.config import TrainConfig
 from sordino.errors import TrainingError
 from sordino.model import Model
 from sordino.run import Run, disk_errors
 from sordino.serialize import Tokens
 from sordino.train.checkpoint import latest, load_checkpoint, save_checkpoint, trainable
-from sordino.train.collate import Batch, collate, epoch_batches
+from sordino.train.collate import collate, epoch_batches
+from sordino.train.objective import Objective, check_precision, loss_scaler, recomputed
 from sordino.train.progress import Monitor, Progress
 
 __all__ = ["learning_rate", "train", "validation_loss"]
@@ -37,28 +38,17 @@ def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
     return config.learning_rate * factor[config.schedule]
 
 
-def _scores(model: Model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits and targets, a row a scored thing: a token, or the class of a record."""
-    if batch.labels.dim() == 1:
-        logits = class_logits(model.module, batch.input_ids, batch.attention_mask)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32)), batch.labels
-    logits = model.module(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-    scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return scores[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten()
-
-
-def _loss_sum(model: Model, batch: Batch) -> torch.Tensor:
-    # Summed, not averaged: parts of a batch have different numbers of targets and weigh accordingly.
-    return cross_entropy(*_scores(model, batch), reduction="sum")
-
-
-def validation_loss(model: Model, tokens: Sequence[Tokens], batch_size: int) -> float | None:
+def validation_loss(
+    model: Model, tokens: Sequence[Tokens], batch_size: int, objective: Objective | None = None
+) -> float | None:
     """The mean NLL a token (of a classifier: a record), in nats, over `tokens`; None where there are none."""
-    found = _validation(model, tokens, batch_size)
+    found = _validation(model, tokens, batch_size, objective or Objective(model))
     return None if found is None else found[0]
 
 
-def _validation(model: Model, tokens: Sequence[Tokens], batch_size: int) -> tuple[float, float | None] | None:
+def _validation(
+    model: Model, tokens: Sequence[Tokens], batch_size: int, objective: Objective
+) -> tuple[float, float | None] | None:
     """The mean loss over `tokens` and, of a classifier, its accuracy; None where there are none."""
     order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
     total, count, right = 0.0, 0, 0
@@ -66,11 +56,11 @@ def _validation(model: Model, tokens: Sequence[Tokens], batch_size: int) -> tupl
         for start in range(0, len(order), batch_size):
             chosen = [tokens[i] for i in order[start : start + batch_size]]
             batch = collate(chosen, model.tokenizer.pad_token_id, model.device)
-            scores, targets = _scores(model, batch)
-            total += float(cross_entropy(scores, targets, reduction="sum"))
+            scores = objective.scores(batch)
+            total += float(cross_entropy(scores, batch.wanted, reduction="sum"))
             count += batch.targets
             if model.classes is not None:
-                right += int((scores.argmax(dim=-1) == targets).sum())
+                right += int((scores.argmax(dim=-1) == batch.wanted).sum())
     if not count:
         return None
     return total / count, None if model.classes is None else right / count
@@ -85,7 +75,10 @@ def _explained(config: TrainConfig) -> Iterator[None]:
         if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in text:
             raise
         message = f"Out of memory with {config.batch_size} records a step in {config.accumulation} parts."
-        hint = "Start a new run with more train.accumulation, or less train.batch_size or train.max_length."
+        hint = (
+            "Start a new run with train.gradient_checkpointing, more train.accumulation, or less train.batch_size "
+            "or train.max_length; `sordino train --dry-run` estimates what each needs."
+        )
         raise TrainingError(message, hint) from error
 
 
@@ -100,9 +93,17 @@ class _Trainer:
 
     def __post_init__(self) -> None:
         self.parameters = list(trainable(self.model.module).values())
+        self.device = self.model.device
+        check_precision(self.config.precision, self.device)
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=self.config.learning_rate, weight_decay=self.config.weight_decay
+            self.parameters,
+            lr=self.config.learning_rate,
+            weight_decay=self.config.weight_decay,
+            # One pass over the weights instead of a dozen; the same arithmetic (see benchmarks/training.py).
+            fused=self.device.type in ("cpu", "cuda"),
         )
+        self.objective = Objective(self.model, self.config.precision)
+        self.scaler = loss_scaler(self.config.precision, self.device)
         self.per_epoch = math.ceil(len(self.training) / self.config.batch_size)
         self.steps = self.per_epoch * self.config.epochs
         self.log = self.run.private / "losses.jsonl"
@@ -117,28 +118,44 @@ class _Trainer:
                 if step >= start:
                     yield step, batch
 
-    def step(self, number: int, indices: list[int]) -> tuple[float, int]:
-        """One optimizer step; returns the mean loss a target and the number of tokens for the progress."""
-        self.model.module.train()
+    def step(self, number: int, indices: list[int]) -> tuple[float, int, bool]:
+        """One optimizer step; returns the mean loss a target, the tokens for the progress, and whether it was skipped.
+
+        A classifier's speed is told in tokens too: those it reads.
+        """
         size = math.ceil(len(indices) / self.config.accumulation)
-        pad, device = self.model.tokenizer.pad_token_id, self.model.device
         chosen = [self.training[i] for i in indices]
-        parts = [collate(chosen[k : k + size], pad, device) for k in range(0, len(chosen), size)]
+        pad = self.model.tokenizer.pad_token_id
+        parts = [collate(chosen[k : k + size], pad, self.device) for k in range(0, len(chosen), size)]
         targets = sum(part.targets for part in parts)
-        total = 0.0
+        losses = []
         for part in parts:
-            loss = _loss_sum(self.model, part) / max(1, targets)
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip or math.inf)
-        self._refuse_nan(number, total, float(norm))
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(number, self.steps, self.config)
-        self.optimizer.step()
+            mean = self.objective(part) / max(1, targets)
+            self.scaler.scale(mean).backward()  # type: ignore[no-untyped-call]
+            losses.append(mean.detach())
+        self.scaler.unscale_(self.optimizer)
+        norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        total = torch.stack(losses).sum()
+        # The one time in a step that the device is waited for: a loss that is no number must not reach the weights.
+        loss, length = torch.stack([total, norm.to(total)]).tolist()
+        overflowed = self._overflowed(loss, length)
+        if not overflowed:
+            self._refuse_nan(number, loss, length)
+            # The length is known by now, so gradients that are short enough need not be multiplied by 1.
+            if self.config.clip and length + 1e-6 > self.config.clip:
+                clip_grads_with_norm_(self.parameters, self.config.clip, norm)
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(number, self.steps, self.config)
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        # A classifier's speed is told in tokens too: those it reads.
-        read = targets if self.model.classes is None else sum(int(part.attention_mask.sum()) for part in parts)
-        return total, read
+        read = targets if self.model.classes is None else sum(len(item) for item in chosen)
+        return loss, read, overflowed
+
+    def _overflowed(self, loss: float, norm: float) -> bool:
+        # While the scale of float16 gradients is still sought, infinite ones are no failure. A scale below 1 is.
+        sought = self.scaler.is_enabled() and float(self.scaler.get_scale()) >= 1
+        return sought and math.isfinite(loss) and not math.isfinite(norm)
 
     def _refuse_nan(self, number: int, loss: float, norm: float) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
@@ -158,9 +175,9 @@ class _Trainer:
 
     def checkpoint(self, progress: Progress) -> None:
         """Save the state under `last`, and under `best` where the validation loss says so."""
-        if progress.best_step == progress.step:
-            save_checkpoint(self.run.checkpoints / "best", self.model.module, self.optimizer, progress)
-        save_checkpoint(self.run.checkpoints / "last", self.model.module, self.optimizer, progress)
+        for name in ("best", "last") if progress.best_step == progress.step else ("last",):
+            folder = self.run.checkpoints / name
+            save_checkpoint(folder, self.model.module, self.optimizer, progress, self.scaler)
         self.run.event("checkpoint", step=progress.step)
 
     def tell(self, progress: Progress, *, last: bool) -> None:
@@ -187,14 +204,14 @@ class _Trainer:
             self.log.write_bytes(b"")
             self.log.chmod(0o600)
             return Progress(threads=torch.get_num_threads())
-        progress = load_checkpoint(folder, self.model.module, self.optimizer)
+        progress = load_checkpoint(folder, self.model.module, self.optimizer, self.scaler)
         os.truncate(self.log, progress.log_bytes)
         self.run.event("resumed", step=progress.step, threads=torch.get_num_threads())
         return progress
 
     def validate(self, progress: Progress) -> Progress:
         """Measure the validation loss and note whether it is the best so far."""
-        found = _validation(self.model, self.validation, self.config.batch_size)
+        found = _validation(self.model, self.validation, self.config.batch_size, self.objective)
         if found is None:
             return progress
         loss, accuracy = found
@@ -230,12 +247,14 @@ def train(
     trainer = _Trainer(run, model, *tokens, config, seed)
     progress = trainer.resume()
     every = config.validate_every or trainer.per_epoch
-    with _explained(config):
+    model.module.train()
+    with _explained(config), recomputed(model.module, on=config.gradient_checkpointing):
         started = time.monotonic() - progress.seconds
         for number, indices in trainer.batches(progress.step):
-            loss, tokens_done = trainer.step(number, indices)
-            spent, done = time.monotonic() - started, progress.tokens + tokens_done
+            loss, read, skipped = trainer.step(number, indices)
+            spent, done = time.monotonic() - started, progress.tokens + read
             progress = replace(progress, step=number + 1, loss=loss, tokens=done, seconds=spent)
+            progress = replace(progress, skipped=progress.skipped + skipped)
             progress = trainer.write_losses(progress, step=progress.step, loss=loss)
             last = progress.step == trainer.steps
             if progress.step % every == 0 or last:

@@ -10,6 +10,7 @@ __all__ = ["Monitor", "Progress"]
 class Progress:
     """How far training has come: `step` optimizer steps and the bytes of the loss log that go with them.
 
+    `skipped` of the steps changed nothing, because a float16 gradient overflowed and its scale was lowered.
     `validation` is the loss on validation records, `accuracy` a classifier's share of right classes there.
     """
 
@@ -23,6 +24,7 @@ class Progress:
     best_step: int | None = None
     log_bytes: int = 0
     threads: int = 0
+    skipped: int = 0
 
 
 Monitor = Callable[[Progress, int], None]

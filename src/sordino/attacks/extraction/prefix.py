@@ -8,7 +8,7 @@ from sordino.signals import Signals
 SHORTEST = 8
 
 
-@extraction(paper="Carlini et al. 2023, arXiv:2202.07646; Nasr et al. 2023, arXiv:2311.17035")
+@extraction(paper="Carlini et al. 2023, arXiv:2202.07646; Nasr et al. 2023, arXiv:2311.17035", needs=("top",))
 def prefix(signals: Signals, *, prefix_tokens: int = 50, suffix_tokens: int = 50) -> Windows:
     """Find the passages of `suffix_tokens` tokens that greedy decoding repeats word for word.
 
@@ -21,7 +21,7 @@ def prefix(signals: Signals, *, prefix_tokens: int = 50, suffix_tokens: int = 50
     s = signals.statistics
     counts = np.diff(s.offsets)
     tried, found = np.zeros(len(counts), dtype=np.int64), []
-    right = (np.asarray(s.rank) == 0) & (np.asarray(s.top) == np.asarray(s.token))
+    right = np.asarray(s.top) == np.asarray(s.token)
     for record in np.flatnonzero(counts >= SHORTEST):
         rows = slice(s.offsets[record], s.offsets[record + 1])
         position = np.asarray(s.position[rows])

@@ -6,7 +6,7 @@ from sordino.attacks.base import membership
 from sordino.signals import Ragged, Scores, Signals
 
 
-@membership(paper="EZ-MIA 2026", base=True)
+@membership(paper="EZ-MIA 2026", base=True, needs=("logprob", "rank"))
 def error_zone(signals: Signals, *, drop_first: bool = False, epsilon: float = 1e-12) -> Scores:
     """Score a record by (P + ε)/(N + ε): rises over falls of ln p against the base, where the top token is wrong.
 

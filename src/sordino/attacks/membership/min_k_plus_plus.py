@@ -6,7 +6,7 @@ from sordino.attacks.base import membership
 from sordino.signals import Ragged, Scores, Signals
 
 
-@membership(paper="Zhang et al. 2025, arXiv:2404.02936")
+@membership(paper="Zhang et al. 2025, arXiv:2404.02936", needs=("logprob", "mean", "variance"))
 def min_k_plus_plus(signals: Signals, *, k: float = 0.2) -> Scores:
     """Score a record by the mean of its `max(1, ⌊k·n⌋)` lowest z = (ln p − μ)/σ.
 

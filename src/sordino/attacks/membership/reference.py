@@ -8,7 +8,12 @@ from sordino.attacks.base import membership
 from sordino.signals import Scores, Signals
 
 
-@membership(paper="Mireshghallah et al. 2022, arXiv:2203.03929", base=True, tasks=("causal-lm", "classification"))
+@membership(
+    paper="Mireshghallah et al. 2022, arXiv:2203.03929",
+    base=True,
+    needs=("logprob",),
+    tasks=("causal-lm", "classification"),
+)
 def reference(signals: Signals, *, kind: Literal["difference", "ratio"] = "difference") -> Scores:
     """Score a record by what fine-tuning gained on it: ℓ_base − ℓ, or with `kind="ratio"` ℓ_base / ℓ."""
     before, after = signals.reference.nll, signals.nll

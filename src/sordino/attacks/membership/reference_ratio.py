@@ -5,7 +5,12 @@ from sordino.attacks.membership.reference import reference
 from sordino.signals import Scores, Signals
 
 
-@membership(paper="Carlini et al. 2021, arXiv:2012.07805", base=True, tasks=("causal-lm", "classification"))
+@membership(
+    paper="Carlini et al. 2021, arXiv:2012.07805",
+    base=True,
+    needs=("logprob",),
+    tasks=("causal-lm", "classification"),
+)
 def reference_ratio(signals: Signals) -> Scores:
     """Score a record by ℓ_base / ℓ: what fine-tuning gained on it, relative to what there was to gain."""
     scores: Scores = reference(signals, kind="ratio")

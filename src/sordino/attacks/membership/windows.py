@@ -10,7 +10,7 @@ from sordino.signals import Ragged, Scores, Signals
 SIZES = (2, 3, 4, 6, 9, 13, 18, 25, 32, 40)
 
 
-@membership(paper="WBC 2026", base=True)
+@membership(paper="WBC 2026", base=True, needs=("logprob",))
 def windows(signals: Signals, *, sizes: Sequence[int] = SIZES) -> Scores:
     """Score a record by the share of windows with Σℓ_base > Σℓ, averaged over window sizes.
 

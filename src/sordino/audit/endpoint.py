@@ -1,0 +1,204 @@
+"""A model behind an OpenAI-compatible server, as the subject of an audit."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from sordino.attacks.base import Task
+from sordino.audit.external import check_base_tokens, serializer_of
+from sordino.audit.settings import ExternalConfig
+from sordino.completions import Completions, Unsupported, prompt_logprobs
+from sordino.config import ModelConfig
+from sordino.errors import AuditError, ConfigError, RunError
+from sordino.evidence import digest
+from sordino.records import Example
+from sordino.results import Notice
+from sordino.run import Run
+from sordino.serialize import Serializer, Tokens, encode_all
+from sordino.signals import Statistics
+
+__all__ = ["Endpoint", "describe"]
+
+Tick = Callable[[int], None]
+
+
+def _tokenizer(config: ExternalConfig) -> Any:
+    from sordino.model import load_tokenizer
+
+    name = config.tokenizer or config.base
+    if name is None:
+        raise ConfigError("--tokenizer is missing.", "Give the folder or hub id of the tokenizer of the served model.")
+    return load_tokenizer(ModelConfig(path=name, remote_code=config.model.remote_code))
+
+
+def describe(config: ExternalConfig, examples: Sequence[Example]) -> tuple[dict[str, Any], list[Notice]]:
+    """What the card says of a served model, and what became of the records as tokens; asks nothing."""
+    serializer = serializer_of(config, _tokenizer(config), None)
+    tokens, notices = encode_all([e.record for e in examples], serializer)
+    base = "none"
+    if config.base is not None:
+        from sordino.deployed import fetch, identity
+
+        folder = fetch(ModelConfig(path=config.base, remote_code=config.model.remote_code))
+        check_base_tokens(config, folder, serializer, examples)
+        base = identity(folder, None, config.dtype, None)
+    from sordino.model import tokenizer_digest_of
+
+    return {
+        "path": config.model.path,
+        "endpoint": config.endpoint,
+        "base path": config.base or "none",
+        "weights": digest("served", str(config.endpoint), config.model.path),
+        "base": base,
+        "tokenizer": tokenizer_digest_of(serializer.tokenizer),
+        "serializer": serializer.rule,
+        "max_length": serializer.max_length,
+        "requests": f"about {2 * len(tokens):,} requests of {2 * sum(map(len, tokens)):,} tokens in all",
+    }, notices
+
+
+class Endpoint:
+    """A served model that tells the log-probabilities of a prompt's tokens, with a base here or without.
+
+    The server is believed about what it serves: the report names it, and no digest of weights binds it.
+    """
+
+    trained_here = False
+    task: Task = "causal-lm"
+
+    def __init__(self, run: Run, config: ExternalConfig) -> None:
+        """Find out, once, what the server tells; raises `AuditError` where it tells too little."""
+        self.config, self.card, self.run = config, run.card, run
+        self.has_base = config.base is not None
+        self.server = Completions(
+            url=str(config.endpoint),
+            model=config.model.path,
+            folder=run.private / "answers",
+            key=_key(config.api_key_env),
+            concurrency=config.requests.concurrency,
+            timeout=config.requests.timeout,
+            attempts=config.requests.attempts,
+        )
+        # What is asked beside the prompt, so that its tokens' log-probabilities come back.
+        self.asked, self.gives = self._probed()
+
+    def _probed(self) -> tuple[dict[str, Any], frozenset[str]]:
+        sample = self.load_serializer().tokenize("The quick brown fox jumps over the lazy dog.", template=False)[0]
+        refused = ""
+        for most in (0, 1):
+            asked = {"max_tokens": most, "echo": True, "logprobs": 1, "temperature": 0}
+            try:
+                [answer] = self.server.ask([{"prompt": sample, **asked}])
+            except Unsupported as error:
+                refused = f" It said: {error.args[0]}."
+                continue
+            found = prompt_logprobs(answer, len(sample))
+            if found is not None:
+                return asked, frozenset({"logprob", "top"} if found[1] else {"logprob"})
+        message = f"{self.server.address} gives no log-probabilities of a prompt's tokens.{refused}"
+        hint = "Serve the model with one that does (vLLM: `echo` with `logprobs`), or audit the weights here."
+        raise AuditError(message, hint)
+
+    def load_serializer(self) -> Serializer:
+        """The serializer of the first audit; raises `RunError` where the tokenizer has changed since."""
+        return self._serializer
+
+    @cached_property
+    def _serializer(self) -> Serializer:
+        serializer = serializer_of(self.config, _tokenizer(self.config), None)
+        if serializer.rule != self.card.model["serializer"]:
+            message = "The tokenizer is not the one of the first audit."
+            raise RunError(message, "Restore it, or audit anew with `sordino audit --model …`.")
+        return serializer
+
+    @cached_property
+    def untuned(self) -> Any:
+        """The base model, loaded here."""
+        from sordino.deployed import fetch, load_deployed
+
+        model = ModelConfig(
+            path=str(self.config.base), remote_code=self.config.model.remote_code, device=self.config.model.device
+        )
+        return load_deployed(model, fetch(model), dtype=self.config.dtype)
+
+    def identity(self, which: str) -> tuple[str, ...]:
+        """Digests of the server's and the model's names (or the base's weights) and of the serializer."""
+        model = self.card.model
+        return str(model["weights"] if which == "tuned" else model["base"]), str(model["serializer"])
+
+    def manifest(self) -> dict[str, str]:
+        """Which server and model, as it was asked."""
+        model = self.card.model
+        return {name: str(model[name]) for name in ("endpoint", "path", "base", "serializer")}
+
+    def measure(self, tokens: Sequence[Tokens], which: str, tick: Tick) -> Statistics:
+        """What the server tells of each token; the base is read here."""
+        if which == "base":
+            from sordino.collect import collect
+
+            return collect(self.untuned, tokens, tick=tick)
+        bodies = [{"prompt": t.ids.tolist(), **self.asked} for t in tokens]
+        answers = self._ask(bodies, tick)
+        return _statistics(tokens, answers)
+
+    def _ask(self, bodies: Sequence[Mapping[str, Any]], tick: Tick) -> list[dict[str, Any]]:
+        try:
+            return self.server.ask(bodies, tick)
+        except Unsupported as error:
+            message = f"{self.server.address} refuses a question: {error.args[0]}."
+            raise AuditError(message, "If a record is too long for it, set --max_length lower.") from error
+
+    def repeats(self, prefixes: Sequence[np.ndarray], suffixes: Sequence[np.ndarray]) -> list[bool]:
+        """By asking for the likeliest continuation, which must begin with the suffix's text."""
+        bodies = [
+            {"prompt": prefix.tolist(), "max_tokens": len(suffix), "temperature": 0}
+            for prefix, suffix in zip(prefixes, suffixes, strict=True)
+        ]
+        made = self._ask(bodies, lambda done: None)
+        return [self._same(*pair) for pair in zip(prefixes, suffixes, made, strict=True)]
+
+    def _same(self, prefix: np.ndarray, suffix: np.ndarray, answer: Mapping[str, Any]) -> bool:
+        decode = self._serializer.tokenizer.decode
+        before, whole = (
+            decode(ids, skip_special_tokens=True) for ids in (prefix, np.concatenate([prefix, suffix]))
+        )  # fmt: skip
+        # The text after a prefix: a suffix decoded alone would lose the blank it begins with.
+        return str(answer["text"]).strip().startswith(whole[len(before) :].strip())
+
+
+def _key(variable: str | None) -> str | None:
+    if variable is None:
+        return None
+    if not os.environ.get(variable):
+        raise ConfigError(f"The environment variable {variable} is empty or not set.", "Put the API key into it.")
+    return os.environ[variable]
+
+
+def _statistics(tokens: Sequence[Tokens], answers: Sequence[Mapping[str, Any]]) -> Statistics:
+    logprob, top = [], []
+    for item, answer in zip(tokens, answers, strict=True):
+        found = prompt_logprobs(answer, len(item))
+        if found is None:
+            message = f"The server told {len((answer.get('logprobs') or {}).get('tokens') or [])} log-probabilities "
+            raise AuditError(f"{message}for {len(item)} tokens.", "Is --tokenizer the one of the served model?")
+        own, likeliest = found
+        chosen = np.flatnonzero(item.target) - 1
+        logprob.append(np.array(own, dtype=np.float32)[chosen])
+        # Of the likeliest token only its text is told; it matters whether it is the record's own.
+        known = np.array(likeliest, dtype=bool) if likeliest else np.zeros(len(own), dtype=bool)
+        top.append(np.where(known[chosen], item.ids[chosen + 1], -1))
+    counts = [int(t.target.sum()) for t in tokens]
+    total = sum(counts)
+    return Statistics(
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        position=np.concatenate([np.flatnonzero(t.target) for t in tokens]).astype(np.int32),
+        token=np.concatenate([t.ids[t.target] for t in tokens]).astype(np.int32),
+        logprob=np.concatenate(logprob),
+        mean=np.full(total, np.nan, np.float32),
+        variance=np.full(total, np.nan, np.float32),
+        rank=np.full(total, -1, np.int32),
+        top=np.concatenate(top).astype(np.int32),
+    )

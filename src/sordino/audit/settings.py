@@ -1,0 +1,111 @@
+"""The configuration of an audit of a model that was trained elsewhere."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sordino.config import ModelConfig, RunConfig, TrainConfig, check_values, convert, merge, parse_flags
+from sordino.errors import ConfigError
+from sordino.records import DataConfig
+from sordino.results import AuditPlan
+
+__all__ = ["ExternalConfig", "RequestsConfig", "load_external"]
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestsConfig:
+    """How a server is asked: requests at a time, seconds until an answer is late, and attempts at each."""
+
+    concurrency: int = 4
+    timeout: float = 60.0
+    attempts: int = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExternalConfig:
+    """A model trained elsewhere, and records of which it is known whether it was trained on them.
+
+    `data.path` is the file of members and `nonmembers` that of non-members, read in the same way.
+    `adapter` is a PEFT folder on top of `model.path`; `base` the model as it was before tuning; `dtype`
+    that of the weights (`auto`: as they are stored); `quantize` int8 of all linear layers, on CPUs.
+    `endpoint` is the URL of a server that has the model under the name `model.path`, `tokenizer` the
+    model's tokenizer then (a folder or hub id), `api_key_env` the name of the environment variable with
+    the key. `max_length` is in tokens (default: the context, at most 1,024).
+    """
+
+    data: DataConfig
+    nonmembers: str
+    model: ModelConfig
+    adapter: str | None = None
+    base: str | None = None
+    dtype: Dtype = "auto"
+    quantize: Literal["int8-dynamic"] | None = None
+    endpoint: str | None = None
+    tokenizer: str | None = None
+    api_key_env: str | None = None
+    requests: RequestsConfig = RequestsConfig()
+    near_duplicates: float = 0.8
+    max_length: int | None = None
+    too_long: Literal["truncate", "split", "refuse"] = "truncate"
+    name: str = "external"
+    out: str = "runs"
+    seed: int = 0
+    audit: AuditPlan = AuditPlan()
+
+
+def load_external(values: Mapping[str, Any], flags: Sequence[str] = ()) -> ExternalConfig:
+    """A checked `ExternalConfig` from nested `values` and words such as `--data.text body`, which win.
+
+    Raises `ConfigError` for unknown keys, wrong types, values out of range and what cannot go together.
+    """
+    merged = merge(values, parse_flags(flags))
+    for key, flag in (("model", "--model"), ("data", "--members"), ("nonmembers", "--nonmembers")):
+        if key not in merged:
+            what = "a model, and records that it was and was not trained on"
+            raise ConfigError(f"{flag} is missing.", f"An audit of a model trained elsewhere needs {what}.")
+    config = convert(merged, ExternalConfig)
+    train = TrainConfig(max_length=config.max_length)
+    check_values(
+        RunConfig(data=config.data, name=config.name, seed=config.seed, audit=config.audit, train=train)
+    )  # fmt: skip
+    _check_ranges(config)
+    _check_company(config)
+    return config
+
+
+def _check_ranges(config: ExternalConfig) -> None:
+    asked = config.requests
+    rules = (
+        ("near_duplicates", config.near_duplicates, 0 <= config.near_duplicates <= 1, "a similarity, 0 (off) to 1"),
+        ("requests.concurrency", asked.concurrency, 1 <= asked.concurrency <= 64, "1 to 64"),
+        ("requests.timeout", asked.timeout, asked.timeout > 0, "seconds, above 0"),
+        ("requests.attempts", asked.attempts, 1 <= asked.attempts <= 20, "1 to 20"),
+    )
+    for key, value, good, allowed in rules:
+        if not good:
+            raise ConfigError(f"{key} is {value!r}.", f"Allowed: {allowed}.")
+
+
+def _check_company(config: ExternalConfig) -> None:
+    """Raise `ConfigError` for options that exclude each other."""
+    server, local = config.endpoint is not None, "a model that is loaded here"
+    there = {
+        "--adapter": config.adapter is not None, "--quantize": config.quantize is not None,
+        "--dtype": config.dtype != "auto" and config.base is None,
+    }  # fmt: skip
+    for flag, given in there.items():
+        if server and given:
+            raise ConfigError(f"{flag} is for {local}; --endpoint asks a server.", f"Leave out {flag} or --endpoint.")
+    for flag, value in (("--tokenizer", config.tokenizer), ("--api-key-env", config.api_key_env)):
+        if value is not None and not server:
+            raise ConfigError(f"{flag} is for a server, and there is no --endpoint.", f"Leave out {flag}.")
+    if config.adapter is not None and config.base is not None:
+        message = "--adapter and --base are both given."
+        raise ConfigError(message, "The untuned base of an adapter is --model itself: leave out --base.")
+    if config.adapter is not None and config.quantize is not None:
+        message = "--quantize is for whole models, and --adapter is given."
+        raise ConfigError(message, "Merge the adapter first (merge_and_unload), then audit what you deploy.")
+    if server and not str(config.endpoint).startswith(("http://", "https://")):
+        raise ConfigError(f"--endpoint is {config.endpoint!r}.", "Give a URL such as http://127.0.0.1:8000/v1.")

@@ -1,0 +1,33 @@
+"""The model handle: a causal language model with its tokenizer, tuned or as it was before tuning."""
+
+from sordino.model.handle import Model
+from sordino.model.loading import (
+    BUNDLED,
+    load,
+    load_tokenizer,
+    pick_device,
+    resolve,
+    tokenizer_digest,
+    tokenizer_digest_of,
+    weights_digest,
+)
+from sordino.model.methods import unwrapped
+from sordino.model.tuning import attach, count_parameters, on_adapter, restore, save
+
+__all__ = [
+    "BUNDLED",
+    "Model",
+    "attach",
+    "count_parameters",
+    "load",
+    "load_tokenizer",
+    "on_adapter",
+    "pick_device",
+    "resolve",
+    "restore",
+    "save",
+    "tokenizer_digest",
+    "tokenizer_digest_of",
+    "unwrapped",
+    "weights_digest",
+]

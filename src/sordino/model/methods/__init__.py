@@ -1,0 +1,58 @@
+"""The methods of tuning, one file each: what is added to a model, and how it is switched off.
+
+PEFT wraps a model (LoRA, IA3, prefix and prompt tuning). BitFit, head and adapters, which it lacks,
+leave the model as it is and hang one module under the name `sordino_tuning` in it, either `Replaced`
+parameters or `Bottlenecks`.
+"""
+
+import re
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from sordino.config import MethodConfig
+from sordino.model.methods.adapters import Bottlenecks
+from sordino.model.methods.replaced import Replaced
+
+__all__ = ["OWN", "Own", "base_state", "own", "untuned", "unwrapped", "virtual_tokens"]
+
+OWN = "sordino_tuning"
+Own = Replaced | Bottlenecks
+# What PEFT adds inside a model: lora_A.default.weight, ia3_l.default and the like.
+_ADDED = re.compile(rf"\.(lora|ia3)_\w+\.default(\.|$)|\.modules_to_save\.|^{OWN}\.")
+# What PEFT puts between a module's name and its own weights.
+_BETWEEN = re.compile(r"\.(base_layer|original_module)\.")
+
+
+def virtual_tokens(method: MethodConfig | None) -> int:
+    """How many positions of the context a method takes for itself."""
+    return method.virtual_tokens if method is not None and method.kind in ("prefix", "prompt") else 0
+
+
+def unwrapped(module: Any) -> Any:
+    """The transformers model inside a PEFT one, its adapters included; any other as it is."""
+    return module.get_base_model() if hasattr(module, "peft_config") else module
+
+
+def own(module: nn.Module) -> Own | None:
+    """What a method of ours has hung into a model."""
+    found: Own | None = getattr(module, OWN, None)
+    return found
+
+
+def untuned(module: Any) -> AbstractContextManager[None]:
+    """A context in which a tuned model computes, bit for bit, what it did before it was tuned."""
+    if hasattr(module, "peft_config"):
+        switch: AbstractContextManager[None] = module.disable_adapter()
+        return switch
+    found = own(module)
+    return nullcontext() if found is None else found.off(module)
+
+
+def base_state(module: Any) -> dict[str, torch.Tensor]:
+    """The weights under a method, named as in the model before it was tuned."""
+    with untuned(module):
+        state = unwrapped(module).state_dict()
+    return {_BETWEEN.sub(".", name): value for name, value in state.items() if not _ADDED.search(name)}
