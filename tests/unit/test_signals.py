@@ -2,7 +2,7 @@
 
 import json
 import mmap
-from dataclasses import fields
+from dataclasses import fields, replace
 from fractions import Fraction
 
 import numpy as np
@@ -96,17 +96,29 @@ def test_what_is_stored_comes_back(tmp_path, lengths):
     found = store.get("key")
     assert found is not None
     assert same(found, made)
-    assert [getattr(found, f.name).dtype for f in fields(made)] == [getattr(made, f.name).dtype for f in fields(made)]
+    assert found.offsets.dtype == made.offsets.dtype
+    assert {n: a.dtype for n, a in found.present().items()} == {n: a.dtype for n, a in made.present().items()}
+    assert (made.others, found.others) == (None, None)
     assert json.loads((tmp_path / "signals" / "key" / "manifest.json").read_text())["model"] == "tuned"
     assert store.get("other") is None
+
+
+def test_a_classifiers_column_is_stored_and_selected_with_the_others(tmp_path):
+    made = statistics([1, 1, 1])
+    made = replace(made, others=-np.arange(3, dtype=np.float32))
+    store = Store(tmp_path)
+    store.put("key", made, {})
+    found = store.get("key")
+    assert same(found, made)
+    assert found.select([2, 0]).others.tolist() == [-2.0, 0.0]
 
 
 def test_stored_arrays_are_maps_of_the_file_and_cannot_be_written(tmp_path):
     store = Store(tmp_path)
     store.put("key", statistics([100]), {})
     found = store.get("key")
-    for field in fields(Statistics):
-        base = array = getattr(found, field.name)
+    for column in (found.offsets, *found.present().values()):
+        base = array = column
         while isinstance(base, np.ndarray):
             base = base.base
         assert isinstance(base, mmap.mmap)
