@@ -331,6 +331,10 @@ def _check_task(config: RunConfig) -> None:
 def check_values(config: RunConfig) -> None:
     """Raise `ConfigError` for a value out of its range."""
     _check_task(config)
+    if config.train.gradient_checkpointing and config.method.kind == "prefix":
+        # A prefix is keys and values of the past, which checkpointed layers compute anew without.
+        message = "train.gradient_checkpointing is true, and method.kind is prefix: the two do not go together."
+        raise ConfigError(message, "Set it to false, or use method.kind: prompt.")
     train, method, split, audit = config.train, config.method, config.split, config.audit
     every = train.validate_every
     half = train.precision == "fp16" and config.model.device in ("cpu", "mps")

@@ -224,3 +224,9 @@ def test_any_path_and_column_survive_the_starter_file(tmp_path, name):
 
 def test_the_module_says_what_it_offers():
     assert all(hasattr(module, name) for name in module.__all__)
+
+
+def test_a_prefix_does_not_go_with_checkpointing():
+    values = {"data": {"path": "x.csv"}, "method": {"kind": "prefix"}, "train": {"gradient_checkpointing": True}}
+    with pytest.raises(ConfigError, match="prefix: the two do not go together"):
+        load(values=values, environment={})

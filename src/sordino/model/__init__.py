@@ -12,7 +12,7 @@ from sordino.model.loading import (
     weights_digest,
 )
 from sordino.model.methods import unwrapped
-from sordino.model.tuning import attach, count_parameters, on_adapter, restore, save
+from sordino.model.tuning import attach, count_parameters, on_adapter, restore, save, weightless
 
 __all__ = [
     "BUNDLED",
@@ -29,5 +29,6 @@ __all__ = [
     "tokenizer_digest",
     "tokenizer_digest_of",
     "unwrapped",
+    "weightless",
     "weights_digest",
 ]

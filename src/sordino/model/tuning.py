@@ -23,7 +23,7 @@ from sordino.model.methods.ia3 import ia3_config
 from sordino.model.methods.lora import lora_config
 from sordino.model.methods.virtual import prefix_config, prompt_config, real_positions
 
-__all__ = ["attach", "count_parameters", "on_adapter", "restore", "save"]
+__all__ = ["attach", "count_parameters", "on_adapter", "restore", "save", "weightless"]
 
 _TENSORS, _SETTINGS = "tuned.safetensors", "method.json"
 _OURS = ("head", "bitfit", "adapters")
@@ -195,6 +195,17 @@ def _another(folder: Path, method: MethodConfig) -> ModelError:
 
 def count_parameters(config: ModelConfig, method: MethodConfig, classes: Classes | None = None) -> dict[str, int]:
     """`parameters`, `trainable` and `context` of a model tuned by `method`; no weights are loaded."""
+    model = weightless(config, method, classes)
+    sizes = [(p.numel(), p.requires_grad) for p in model.module.parameters()]
+    return {
+        "parameters": sum(n for n, _ in sizes),
+        "trainable": sum(n for n, tuned in sizes if tuned),
+        "context": model.context,
+    }
+
+
+def weightless(config: ModelConfig, method: MethodConfig, classes: Classes | None = None) -> Model:
+    """The model made ready to be tuned by `method`, its tensors without storage (on torch's meta device)."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     kind = AutoModelForCausalLM if classes is None else AutoModelForSequenceClassification
@@ -206,10 +217,4 @@ def count_parameters(config: ModelConfig, method: MethodConfig, classes: Classes
             shape = prepare_shape(shape, classes)
         with torch.device("meta"):
             module = kind.from_config(shape, trust_remote_code=config.remote_code)
-            model = attach(Model(module=module, tokenizer=None, config=config, classes=classes), method, seed=0)
-    sizes = [(p.numel(), p.requires_grad) for p in model.module.parameters()]
-    return {
-        "parameters": sum(n for n, _ in sizes),
-        "trainable": sum(n for n, tuned in sizes if tuned),
-        "context": model.context,
-    }
+            return attach(Model(module=module, tokenizer=None, config=config, classes=classes), method, seed=0)

@@ -265,7 +265,8 @@ def plan_of(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
     from sordino.train.memory import plan_memory
 
     tokenizer = load_tokenizer(config.model)
-    shape = count_parameters(config.model, config.method, classes_of(config, prepared.labels))
+    classes = classes_of(config, prepared.labels)
+    shape = count_parameters(config.model, config.method, classes)
     serializer = serializer_for(config, tokenizer, shape["context"], prepared.labels)
     tokens, notices = _training_tokens(prepared.split.training, serializer)
     steps = math.ceil(len(tokens) / config.train.batch_size) * config.train.epochs
@@ -281,5 +282,5 @@ def plan_of(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
         "steps": steps,
         "parameters": shape["parameters"],
         "trainable": shape["trainable"],
-        **plan_memory(config, len(tokens), longest),
+        **plan_memory(config, len(tokens), longest, classes),
     }

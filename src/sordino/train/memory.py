@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sordino.classifier import Classes
 from sordino.config import RunConfig, TrainConfig
-from sordino.model import Model, attach, pick_device, resolve
+from sordino.model import pick_device, weightless
 from sordino.train.objective import autocast, check_precision, recomputed
 
 __all__ = ["Memory", "advice", "capacity", "estimate", "plan_memory"]
@@ -40,25 +41,24 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
-def _shape_of(config: RunConfig) -> tuple[Any, Any]:
-    """The model of `config` on the meta device, ready to be tuned, and its settings."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _shape_of(config: RunConfig, classes: Classes | None) -> tuple[Any, Any, int]:
+    """The model of `config` on the meta device, ready to be tuned, its settings, and how many logits a target has."""
+    module = weightless(config.model, config.method, classes).module.train()
+    settings = module.config.get_text_config()
+    if classes is None:
+        return module, settings, int(settings.vocab_size)
+    # Which token is padding changes no size, but without one a decoder takes no batch.
+    settings.pad_token_id = module.config.pad_token_id = 0
+    return module, settings, len(classes.labels)
 
-    code, path = config.model.remote_code, resolve(config.model.path)
-    settings = AutoConfig.from_pretrained(path, revision=config.model.revision, trust_remote_code=code)
-    with torch.device("meta"):
-        module = AutoModelForCausalLM.from_config(settings, trust_remote_code=code)
-        model = attach(Model(module=module, tokenizer=None, config=config.model), config.method, seed=0)
-    return model.module.train(), settings.get_text_config()
 
-
-def estimate(config: RunConfig, records: int, length: int) -> Memory:
+def estimate(config: RunConfig, records: int, length: int, classes: Classes | None = None) -> Memory:
     """The memory of a step on `records` sequences of `length` tokens at once; tuned as `config` says.
 
     Weights, gradients and the two moments of AdamW are exact, all float32. Activations are what autograd
     keeps, with the loss; in training with `gradient_checkpointing`, the inputs of the layers and one layer.
     """
-    module, settings = _shape_of(config)
+    module, settings, width = _shape_of(config, classes)
     parameters = list(module.parameters())
     tuned = sum(4 * p.numel() for p in parameters if p.requires_grad)
     try:
@@ -67,7 +67,7 @@ def estimate(config: RunConfig, records: int, length: int) -> Memory:
         kept, again, traced = *_formula(settings, config.train, (records, length)), False
     # The loss: log-probabilities are kept, and their gradient and that of the logits are made from them. All
     # three are gone before the first layer is computed again.
-    logits = 4 * records * length * settings.vocab_size
+    logits = 4 * records * (length if classes is None else 1) * width
     return Memory(
         weights=sum(4 * p.numel() for p in parameters),
         gradients=tuned,
@@ -149,13 +149,13 @@ def _read(path: str) -> str:
         return ""
 
 
-def advice(config: RunConfig, has: int, sequences: int, length: int) -> str:
+def advice(config: RunConfig, has: int, sequences: int, length: int, classes: Classes | None = None) -> str:
     """What to set so that a step fits into `has` bytes: more parts, or else checkpointing and as few parts as do."""
     train, at_once = config.train, min(config.train.batch_size, sequences)
     for checkpointing in sorted({train.gradient_checkpointing, True}):
         tried = replace(config, train=replace(train, gradient_checkpointing=checkpointing))
         # What a step needs grows by the same amount with every sequence.
-        one, two = (estimate(tried, n, length).total for n in (1, 2))
+        one, two = (estimate(tried, n, length, classes).total for n in (1, 2))
         if one > has:
             continue
         parts = -(-at_once // min(at_once, 1 + (has - one) // (two - one)))
@@ -167,13 +167,13 @@ def advice(config: RunConfig, has: int, sequences: int, length: int) -> str:
     return f"Not even one sequence at a time fits: lower train.max_length, or use {how}."
 
 
-def plan_memory(config: RunConfig, sequences: int, length: int) -> dict[str, Any]:
+def plan_memory(config: RunConfig, sequences: int, length: int, classes: Classes | None = None) -> dict[str, Any]:
     """Rows of `sordino train --dry-run` about memory: bytes by use, what the device has, and advice."""
     device = pick_device(config.model.device)
     check_precision(config.train.precision, device)
     sequences, length = max(1, sequences), max(1, length)
     at_once = -(-min(config.train.batch_size, sequences) // config.train.accumulation)
-    found = estimate(config, at_once, length)
+    found = estimate(config, at_once, length, classes)
     has = capacity(device)
     rows: dict[str, Any] = {
         "bytes of weights": found.weights,
@@ -187,5 +187,5 @@ def plan_memory(config: RunConfig, sequences: int, length: int) -> dict[str, Any
     if not found.traced:
         rows["activations"] = "by a formula: this architecture cannot be traced"
     if found.total > has:
-        rows["advice"] = advice(config, has, sequences, length)
+        rows["advice"] = advice(config, has, sequences, length, classes)
     return rows
