@@ -39,15 +39,13 @@ def config_for(path, out, model, **sections):
     return load(values={**values, **sections}, environment={})
 
 
-@pytest.fixture(scope="module", params=[("bert", "full"), ("llama", "full")], ids=lambda p: "-".join(p))
+@pytest.fixture(scope="module", params=["bert", "llama"])
 def overfitted(request, models, corpus, tmp_path_factory):
     """A run that has learned its noisy labels by heart, and its audit."""
-    kind, method = request.param
     train = {"epochs": 25, "batch_size": 16, "learning_rate": 5e-3, "validate_every": 20, "checkpoint_every": 1000}
     config = config_for(
-        corpus, tmp_path_factory.mktemp("runs"), models[kind],
-        method={"kind": method, "rank": 8}, train=train,
-    )  # fmt: skip
+        corpus, tmp_path_factory.mktemp("runs"), models[request.param], method={"kind": "full"}, train=train
+    )
     run = fine_tune(config)
     return run, audit(run)
 
