@@ -43,6 +43,17 @@ def test_the_shortcuts_are_taken_and_change_nothing(model, prompt):
     assert not objective.head._forward_pre_hooks
 
 
+@pytest.mark.parametrize("kind", ["lora", "prefix", "prompt", "ia3", "bitfit", "head", "adapters", "full"])
+def test_the_objective_of_every_method_is_the_long_way(make_model, kind):
+    # More records than a probe has tokens, so that positions outnumber the places of a record.
+    model, tokens = attach(fresh(make_model("llama")), MethodConfig(kind=kind), 0), some_tokens(12)
+    found = Objective(model)(collate(tokens, 2, CPU))
+    found.backward()
+    assert any(p.grad is not None for p in model.module.parameters() if p.requires_grad)
+    with model.active():
+        assert float(found.detach()) == pytest.approx(long_way(model.module, tokens), rel=1e-5)
+
+
 def test_logits_that_are_changed_after_the_head_are_changed_here_too(tokenizer):
     config = transformers.Gemma2Config(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,

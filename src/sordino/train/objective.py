@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from sordino.classifier import class_logits
 from sordino.errors import ConfigError
 from sordino.model import Model
+from sordino.model.methods import virtual_tokens
 from sordino.train.collate import Batch
 
 __all__ = ["Objective", "autocast", "check_precision", "loss_scaler", "recomputed"]
@@ -75,7 +76,8 @@ class Objective:
         self.head = _head_of(model.module)
         with model.active():
             self.causal = self._is_causal()
-            self.picks = self._can_pick()
+            # Where tokens of a method's own stand before a text, its logits are cut to the text's length.
+            self.picks = not virtual_tokens(model.method) and self._can_pick()
 
     def __call__(self, batch: Batch) -> Tensor:
         """The loss of `batch`, summed, not averaged: parts have different numbers of targets and weigh accordingly."""
