@@ -152,7 +152,7 @@ def audit(  # noqa: PLR0913 - each is an option of its own
     endpoint
         An OpenAI-compatible server, such as http://127.0.0.1:8000/v1, to ask for --model.
     tokenizer
-        With --endpoint: the model's tokenizer (a folder or hub id); without, only generated text is used.
+        With --endpoint: the tokenizer of the served model (a folder or hub id); by default that of --base.
     api_key_env
         With --endpoint: the environment variable that holds the key; the key is written nowhere.
     out

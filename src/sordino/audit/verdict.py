@@ -13,6 +13,7 @@ _FEWEST, _CLEAN_AUC, _LEVEL = 100, 0.6, 0.01
 
 UNTESTED_ELSEWHERE = (
     "Attacks with shadow models (LiRA, RMIA), which can be stronger than every score used here.",
+    "Adversaries who see only generated text (labels), or who see gradients.",
     "Names, numbers and other personal data by type; only word-for-word passages were tried.",
     "Backdoors, poisoned weights, and data that reached the model before it was tuned.",
     "Other forms of this model than the one named under provenance: test the artefact you deploy.",
