@@ -150,9 +150,16 @@ def test_a_claim_of_differential_privacy_stands_or_falls_with_its_gate(passed, s
 def test_the_unit_is_named():
     assert "a whole customer is easier to find" in claims(replace(CLEAN, unit="customer"), None)[0].evidence
     assert "easier to find" not in claims(replace(CLEAN, unit="record"), None)[0].evidence
-    model = threat_model("customer", ["log-probabilities", "generation", "log-probabilities"])
+    model = threat_model(replace(CLEAN, unit="customer"), ["log-probabilities", "generation", "log-probabilities"])
     assert model["Protected unit"] == "one customer"
     assert model["Sees"].startswith("generation, log-probabilities of")
+    assert "to get a record out" in model["Wants"]
+
+
+def test_nobody_wants_text_from_a_classifier():
+    model = threat_model(replace(CLEAN, task="classification"), ["predicted labels"])
+    assert model["Wants"] == "to learn whether a record was trained on"
+    assert "beginning of a record" not in model["Knows"]
 
 
 @pytest.mark.parametrize(("p_value", "passed"), [(0.5, True), (0.01, True), (0.009, False), (0.001, False)])
