@@ -83,13 +83,13 @@ def _clusters(records: Sequence[Record], inside: np.ndarray, threshold: float) -
     across: set[int] = set()
     if threshold:
         near = index_texts([comparable_text(record) for record in records], threshold)
-        numbers = np.arange(len(records), dtype=np.int64)
         for i in range(len(records)):
-            for j in near.adjacent(i, numbers).tolist():
+            for j in near.adjacent(i):
                 if inside[i] == inside[j]:
                     join(i, j)
                 else:
                     across |= {i, j}
+            near.add(i)
     return [root(i) for i in range(len(records))], across
 
 

@@ -1,6 +1,7 @@
 """Private text as records: readers, stable ids, units, near-duplicate clusters, splits and coins."""
 
 from sordino.records.dataset import read, suggest_columns
+from sordino.records.placed import Example, Role
 from sordino.records.record import (
     DataConfig,
     Dataset,
@@ -9,8 +10,9 @@ from sordino.records.record import (
     Record,
     content_digest,
     record_id,
+    unit_words,
 )
-from sordino.records.split import Example, Role, Split, SplitConfig, coin, split
+from sordino.records.split import Split, SplitConfig, coin, split
 from sordino.records.store import load, save
 
 __all__ = [
@@ -31,4 +33,5 @@ __all__ = [
     "save",
     "split",
     "suggest_columns",
+    "unit_words",
 ]

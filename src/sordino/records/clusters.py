@@ -1,62 +1,108 @@
-"""Near-duplicate texts: an exact similarity join on the Jaccard similarity of shingles.
+"""Near-duplicate texts: pairs that MinHash proposes and an exact Jaccard similarity of shingles confirms.
 
 Two texts are near-duplicates when the sets of their word 3-shingles have a Jaccard similarity of at
 least the threshold; texts of fewer than `SHORT` words are compared by character 5-grams too, and either
 suffices. Letter case, punctuation between words and the width of blanks do not count; in scripts that
 write no blanks between words, each character is a word.
 
-The relation is exact and depends on the two texts alone, so that no pair is missed and more texts change
-nothing between the old ones: the prefix filter below only leaves out pairs that cannot be similar. (LSH
-over MinHash would miss a share of them, and a missed pair is a leak between members and non-members.)
-Chaudhuri, Ganti and Kaushik 2006, "A Primitive Operator for Similarity Joins in Data Cleaning";
-Bayardo, Ma and Srikant 2007, "Scaling Up All Pairs Similarity Search", §4.
+A text's signature is b bands of r minima of its hashed shingles. Two texts of similarity t agree in a
+minimum with probability t, in all of one band with tʳ, and in no band with (1 - tʳ)ᵇ; `bands` chooses
+b and r so that this, the chance of missing a pair at the threshold, is below `MISS`. Whatever agrees in
+a band is compared; nothing is near on the word of a signature. The hashes are fixed, so the relation
+depends on the two texts alone, and more texts change nothing between the old ones.
+
+Broder 1997, "On the Resemblance and Containment of Documents"; Indyk and Motwani 1998 (banding);
+Leskovec, Rajaraman and Ullman 2020, "Mining of Massive Datasets", §3.4 (the formula).
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["SHORT", "NearDuplicates", "index_texts", "jaccard"]
+from sordino import minhash
+
+__all__ = ["SHORT", "NearDuplicates", "bands", "index_texts", "jaccard"]
 
 SHORT = 16  # words: below this a single changed word takes away most word shingles
 WORDS, CHARACTERS = 3, 5
 # Thai, Lao, Burmese, Khmer, kana and Chinese characters
 _UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
-MANY = 256  # candidates: from here it pays to try one of each label first
+_ASCII_WORD = re.compile(r"\w+", re.ASCII)  # the same words of most texts, several times as fast
+MISS, PERMUTATIONS = 1e-6, 128
+_BATCH = 4096
+PATIENCE = 1000  # entries of buckets: from here, and a quarter of all texts, looking at every text is faster
 
 Ints: TypeAlias = npt.NDArray[np.int64]
-Bools: TypeAlias = npt.NDArray[np.bool_]
-_NONE: Ints = np.zeros(0, dtype=np.int64)
+Small: TypeAlias = npt.NDArray[np.int32]
+Hashes: TypeAlias = npt.NDArray[np.uint64]
 
 
-@dataclass(frozen=True)
+def bands(threshold: float, permutations: int = PERMUTATIONS, miss: float = MISS) -> tuple[int, int]:
+    """The number of bands b and of rows r a band, with b · r ≤ `permutations` and (1 - tʳ)ᵇ < `miss`.
+
+    The largest such r: it proposes the fewest pairs that are not near. Where even one row a band misses
+    more, at low thresholds, b is as large as it must be.
+    """
+    for rows in range(permutations, 0, -1):
+        if (1 - threshold**rows) ** (permutations // rows) < miss:
+            return permutations // rows, rows
+    return int(np.ceil(np.log(miss) / np.log1p(-threshold))) + 1, 1
+
+
+@dataclass
 class NearDuplicates:
-    """An index of texts that knows which of them are near-duplicates; `index_texts` makes one."""
+    """An index of texts that are added by age, each with its group; `index_texts` makes one.
 
-    joins: tuple["_Join", ...]
+    `parent[i]` is text i itself where it founded a group, an older text of its group otherwise, and -1
+    while it has none; the caller writes it.
+    """
 
-    def adjacent(self, text: int, labels: Ints) -> Ints:
-        """The distinct labels of the texts before `text` that are its near-duplicates, ascending.
+    parent: Ints
+    joins: tuple["_Join", ...] = ()
+    _out: Ints = field(init=False)
 
-        `labels` has one integer a text; a text with a negative one is passed over. With the texts'
-        own numbers as labels the answer is the near-duplicates themselves.
-        """
-        found = [join.adjacent(text, labels) for join in self.joins if join.has_candidates[text]]
-        together = np.concatenate([_NONE, *found])
-        return np.unique(together) if len(together) else _NONE
+    def __post_init__(self) -> None:
+        """Make room for the answers."""
+        self._out = np.empty(len(self.parent), dtype=np.int64)
+
+    def adjacent(self, text: int) -> set[int]:
+        """The groups of the near-duplicates of `text` among those added before, each by its root."""
+        groups: set[int] = set()
+        for join in self.joins:
+            if join.entry_start[text] < join.entry_start[text + 1]:
+                groups.update(self._out[: join.search(text, self.parent, self._out)].tolist())
+        return groups
+
+    def add(self, text: int) -> None:
+        """Let later texts find `text`, whose group `parent` tells."""
+        for join in self.joins:
+            if join.entry_start[text] < join.entry_start[text + 1]:
+                minhash.add(text, join.entry_start, join.bucket, join.buckets, join.links)
 
 
-def index_texts(texts: Sequence[str], threshold: float) -> NearDuplicates:
-    """The near-duplicates among `texts` at a Jaccard similarity of at least `threshold`, in (0, 1]."""
-    words = [_words(text) for text in texts]
-    short = [_characters(text) if len(word) < SHORT else [] for text, word in zip(texts, words, strict=True)]
-    joins = (_join(words, WORDS, threshold), _join(short, CHARACTERS, threshold))
-    return NearDuplicates(tuple(join for join in joins if join is not None))
+def index_texts(texts: Sequence[str], threshold: float, parent: Ints | None = None) -> NearDuplicates:
+    """An index of the near-duplicates among `texts` at a similarity of at least `threshold`, in (0, 1].
+
+    `texts` is gone through twice; only shingles of texts that share a bucket are held. Without a `parent`
+    each text is a group of its own.
+    """
+    parent = np.arange(len(texts), dtype=np.int64) if parent is None else parent
+    both, count = bands(threshold), len(texts)
+    keys = [_Keys(*both), _Keys(*both)]
+    for at, words, short in _tokenized(texts):
+        keys[0].add(at, words, WORDS)
+        keys[1].add(at, short, CHARACTERS)
+    joins = [made for made in (key.join(count, threshold) for key in keys) if made is not None]
+    widths = [width for key, width in zip(keys, (WORDS, CHARACTERS), strict=True) if key.shared]
+    if joins:
+        _fill(joins, widths, texts)
+    return NearDuplicates(parent, joins=tuple(joins))
 
 
 def jaccard(a: str, b: str) -> float:
@@ -77,126 +123,151 @@ def _shingles(tokens: Sequence[str], width: int) -> set[tuple[str, ...]]:
 
 
 def _words(text: str) -> list[str]:
-    return _WORD.findall(text.lower())
+    return (_ASCII_WORD if text.isascii() else _WORD).findall(text.lower())
 
 
-def _characters(text: str) -> list[str]:
+def _characters(text: str) -> str:
     """The characters of a short text, padded so that all but an empty text have a 5-gram."""
     characters = " ".join(text.lower().split())
-    return list(characters.ljust(CHARACTERS)) if characters else []
+    return characters.ljust(CHARACTERS) if characters else ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
+class _Tokens:
+    """Hashed tokens of some texts in a row: text i has `values[edges[i]:edges[i + 1]]`."""
+
+    values: Hashes
+    edges: Ints
+
+
+def _tokenized(texts: Sequence[str]) -> Iterator[tuple[int, _Tokens, _Tokens]]:
+    """Number of the first, words, and characters of the short ones, of a batch of texts after another."""
+    left, at = iter(texts), 0
+    while batch := list(islice(left, _BATCH)):
+        words = [_words(text) for text in batch]
+        short = [_characters(text) if len(word) < SHORT else "" for text, word in zip(batch, words, strict=True)]
+        yield at, _word_tokens(words), _char_tokens(short)
+        at += len(batch)
+
+
+def _codes(rows: Sequence[str]) -> tuple[npt.NDArray[np.uint32], Ints]:
+    edges = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum([len(row) for row in rows], out=edges[1:])
+    # Lone surrogates are no Unicode, but a caller's own records may have them.
+    return np.frombuffer("".join(rows).encode("utf-32-le", "surrogatepass"), dtype=np.uint32), edges
+
+
+def _word_tokens(words: Sequence[Sequence[str]]) -> _Tokens:
+    codes, edges = _codes(["\0".join([*row, ""]) for row in words])
+    values = np.empty(sum(map(len, words)), dtype=np.uint64)
+    starts = np.empty(len(edges), dtype=np.int64)
+    minhash.word_tokens(codes.copy(), edges, values, starts)
+    return _Tokens(values, starts)
+
+
+def _char_tokens(rows: Sequence[str]) -> _Tokens:
+    codes, edges = _codes(rows)
+    values = np.empty(len(codes), dtype=np.uint64)
+    minhash.char_tokens(codes.copy(), values)
+    return _Tokens(values, edges)
+
+
+def _sets(tokens: _Tokens, width: int) -> tuple[Hashes, Ints]:
+    """The shingles of each text, as hashes ascending, and where each text's begin."""
+    values = np.empty(len(tokens.values), dtype=np.uint64)
+    starts = np.empty(len(tokens.edges), dtype=np.int64)
+    minhash.shingle_sets(tokens.values, tokens.edges, width, values, starts)
+    return values[: starts[-1]], starts
+
+
+def _seeds(count: int) -> Hashes:
+    """The first numbers of SplitMix64 from 0: the same on every machine and under every version of NumPy."""
+    with np.errstate(over="ignore"):
+        x = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+
+class _Keys:
+    """The bands' keys of all texts that have shingles of one kind."""
+
+    def __init__(self, count: int, rows: int) -> None:
+        self.count, self.rows, self.shared = count, rows, False
+        self.seeds = _seeds(2 * count * rows)
+        self.texts: list[Ints] = []
+        self.keys: list[npt.NDArray[np.uint32]] = []
+
+    def add(self, first: int, tokens: _Tokens, width: int) -> None:
+        values, starts = _sets(tokens, width)
+        filled = np.flatnonzero(np.diff(starts))
+        if len(filled):
+            keys = np.empty((len(filled), self.count), dtype=np.uint32)
+            minhash.band_keys(values, np.append(starts[filled], starts[-1]), self.seeds, self.rows, keys)
+            self.texts.append(first + filled)
+            self.keys.append(keys)
+
+    def join(self, texts: int, threshold: float) -> "_Join | None":
+        """The buckets with more than one text; None when there is none. The keys are given up."""
+        if not self.keys:
+            return None
+        numbers, keys = np.concatenate(self.texts), np.concatenate(self.keys)
+        self.texts, self.keys = [], []
+        total = 0
+        for band in range(self.count):  # each key becomes 1 + the number of its bucket, or 0 where it is alone
+            _, inverse, sizes = np.unique(keys[:, band], return_inverse=True, return_counts=True)
+            several = sizes > 1
+            names = np.where(several, total + np.cumsum(several), 0).astype(np.uint32)
+            keys[:, band] = names[inverse]
+            total += int(several.sum())
+        shared = keys > 0
+        self.shared = bool(total)
+        if not total:
+            return None
+        entry_start = np.zeros(texts + 1, dtype=np.int64)
+        entry_start[numbers + 1] = shared.sum(axis=1)
+        np.cumsum(entry_start, out=entry_start)
+        bucket = keys[shared].astype(np.int32) - np.int32(1)
+        return _Join(threshold, entry_start, bucket, total)
+
+
 class _Join:
-    """The shingle sets of one kind, as ragged rows of ranks (0 = rarest), and their prefix index.
+    """The texts of one kind of shingle by bucket, and the shingles of those that share one; see `minhash.search`."""
 
-    `ranks[start[i]:start[i + 1]]` are the shingles of text i, rarest first. Two sets of similarity t
-    share a shingle among the first n - ⌈t·n⌉ + 1 of each: `posted` lists the texts of every such
-    prefix entry by (shingle, text); an entry of text i lies at `at`, its shingle's entries begin at `first`.
-    """
+    def __init__(self, threshold: float, entry_start: Ints, bucket: Small, total: int) -> None:
+        self.threshold, self.entry_start, self.bucket = threshold, entry_start, bucket
+        self.buckets = np.zeros((2, total), dtype=np.int32)
+        self.buckets[0] = -1
+        self.links = np.full((4, len(bucket)), -1, dtype=np.int32)
+        self.marks = np.full((4, len(entry_start) - 1), -1, dtype=np.int64)
+        self.searches = 0
+        self.values: Hashes = np.zeros(0, dtype=np.uint64)
+        self.starts: Ints = np.zeros(1, dtype=np.int64)
+        self.sketches = np.zeros((0, minhash.SKETCH), dtype=np.uint64)
 
-    threshold: float
-    start: Ints
-    ranks: Ints
-    posted: Ints
-    entry_start: Ints
-    at: Ints
-    first: Ints
-    has_candidates: Bools
-    marks: Bools
-    seen: Bools
+    def hold(self, values: Hashes, sizes: Ints) -> None:
+        """Keep the shingles of all texts, `sizes` of each."""
+        self.values, self.starts = values, np.concatenate([[0], np.cumsum(sizes)])
+        self.sketches = np.zeros((len(sizes), minhash.SKETCH), dtype=np.uint64)
+        minhash.sketch(self.values, self.starts, self.sketches)
 
-    def adjacent(self, text: int, labels: Ints) -> Ints:
-        """The labels of the earlier near-duplicates of `text`, one or more times each."""
-        candidates = self._candidates(text)
-        candidates = candidates[labels[candidates] >= 0]
-        if len(candidates) < MANY:
-            return labels[candidates[self._similar(text, candidates)]]
-        # One near-duplicate settles its label: in templated data nearly all candidates share one.
-        distinct, one_each = np.unique(labels[candidates], return_index=True)
-        near = distinct[self._similar(text, candidates[one_each])]
-        rest = candidates[~np.isin(labels[candidates], near)]
-        return np.concatenate([near, labels[rest[self._similar(text, rest)]]])
-
-    def _candidates(self, text: int) -> Ints:
-        """The earlier texts that share a prefix shingle with `text` and are of a similar size."""
-        entries = slice(self.entry_start[text], self.entry_start[text + 1])
-        spans = zip(self.first[entries].tolist(), self.at[entries].tolist(), strict=True)
-        for low, high in spans:  # marking beats sorting: templated data share their prefixes by the thousand
-            self.seen[self.posted[low:high]] = True
-        candidates = np.flatnonzero(self.seen[:text])
-        self.seen[candidates] = False
-        size = self.start[text + 1] - self.start[text]
-        sizes = self.start[candidates + 1] - self.start[candidates]
-        possible = np.minimum(size, sizes) >= self.threshold * np.maximum(size, sizes) - 1e-9
-        kept: Ints = candidates[possible]
-        return kept
-
-    def _similar(self, text: int, others: Ints) -> Bools:
-        if not len(others):
-            return np.zeros(0, dtype=np.bool_)
-        own = self.ranks[self.start[text] : self.start[text + 1]]
-        sizes = self.start[others + 1] - self.start[others]
-        ends = np.cumsum(sizes)
-        places = np.arange(ends[-1]) + np.repeat(self.start[others] - (ends - sizes), sizes)
-        self.marks[own] = True
-        shared = np.add.reduceat(self.marks[self.ranks[places]], ends - sizes, dtype=np.int64)
-        self.marks[own] = False
-        similar: Bools = shared / (len(own) + sizes - shared) >= self.threshold
-        return similar
+    def search(self, text: int, parent: Ints, out: Ints) -> int:
+        sets = (self.values, self.starts, self.sketches, self.threshold)
+        index = (self.entry_start, self.bucket, self.buckets, self.links, self.marks, out)
+        self.searches += 1
+        return int(minhash.search(text, parent, *sets, *index, PATIENCE + text // 4, self.searches))
 
 
-def _join(rows: Sequence[Sequence[str]], width: int, threshold: float) -> _Join | None:
-    """The join of `rows` of tokens by shingles of `width` tokens; None when no row has a shingle."""
-    texts, shingles = _shingle_ids(rows, width)
-    if not len(texts):
-        return None
-    rarity = np.argsort(np.argsort(np.bincount(shingles), kind="stable"), kind="stable")
-    order = np.lexsort((rarity[shingles], texts))
-    texts, ranks = texts[order], rarity[shingles][order]
-    sizes = np.bincount(texts, minlength=len(rows))
-    start = np.concatenate([[0], np.cumsum(sizes)])
-    lengths = np.where(sizes > 0, sizes - np.ceil(threshold * sizes - 1e-9).astype(np.int64) + 1, 0)
-    prefix = np.flatnonzero(np.arange(len(texts)) - start[texts] < lengths[texts])
-    by_shingle = np.lexsort((texts[prefix], ranks[prefix]))
-    sorted_ranks = ranks[prefix][by_shingle]
-    at = np.empty(len(prefix), dtype=np.int64)
-    at[by_shingle] = np.arange(len(prefix))
-    first = np.searchsorted(sorted_ranks, ranks[prefix])
-    has_candidates = np.zeros(len(rows), dtype=np.bool_)
-    has_candidates[texts[prefix][at > first]] = True
-    return _Join(
-        threshold=threshold,
-        start=start,
-        ranks=ranks,
-        posted=texts[prefix][by_shingle],
-        entry_start=np.concatenate([[0], np.cumsum(lengths)]),
-        at=at,
-        first=first,
-        has_candidates=has_candidates,
-        marks=np.zeros(len(rarity), dtype=np.bool_),
-        seen=np.zeros(len(rows), dtype=np.bool_),
-    )
-
-
-def _shingle_ids(rows: Sequence[Sequence[str]], width: int) -> tuple[Ints, Ints]:
-    """The distinct (text, shingle) pairs of `rows`, shingles numbered from 0: two arrays of one length."""
-    vocabulary: dict[str, int] = {}
-    numbers = [vocabulary.setdefault(token, len(vocabulary)) for row in rows for token in row]
-    tokens = np.array(numbers, dtype=np.int64)
-    lengths = np.array([len(row) for row in rows], dtype=np.int64)
-    texts = np.repeat(np.arange(len(rows)), lengths)
-    whole = len(tokens) - width + 1
-    if whole <= 0:
-        return _NONE, _NONE
-    inside = texts[:whole] == texts[width - 1 :]
-    ids, size = tokens[:whole][inside], len(vocabulary)
-    for shift in range(1, width):
-        if size * len(vocabulary) >= 2**62:  # number the shingles so far anew before the product overflows
-            distinct, ids = np.unique(ids, return_inverse=True)
-            size = len(distinct)
-        ids = ids * len(vocabulary) + tokens[shift : whole + shift][inside]
-        size *= len(vocabulary)
-    distinct, ids = np.unique(ids, return_inverse=True)
-    pairs = np.unique(texts[:whole][inside] * len(distinct) + ids)
-    return pairs // len(distinct), pairs % len(distinct)
+def _fill(joins: Sequence[_Join], widths: Sequence[int], texts: Sequence[str]) -> None:
+    """Give each join the shingles of the texts that have a bucket in it."""
+    found: list[list[Hashes]] = [[] for _ in joins]
+    sizes: list[list[Ints]] = [[] for _ in joins]
+    for at, *kinds in _tokenized(texts):
+        for number, (join, width) in enumerate(zip(joins, widths, strict=True)):
+            values, starts = _sets(kinds[0 if width == WORDS else 1], width)
+            counts = np.diff(starts)
+            wanted = np.diff(join.entry_start[at : at + len(counts) + 1]) > 0
+            found[number].append(values[np.repeat(wanted, counts)])
+            sizes[number].append(np.where(wanted, counts, 0))
+    for join, values_of, sizes_of in zip(joins, found, sizes, strict=True):
+        join.hold(np.concatenate(values_of), np.concatenate(sizes_of))

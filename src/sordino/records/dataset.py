@@ -1,10 +1,13 @@
 """From a data configuration to a data set: ids, units and duplicates, with everything left out counted."""
 
-from collections.abc import Sequence
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sordino.errors import ConfigError, DataError
+from sordino.records.columns import Held, Rows, pack, records_of, schema
 from sordino.records.readers import Row, Table, kind_of, read_table
 from sordino.records.record import DataConfig, Dataset, Record, content_digest, record_id
 from sordino.records.shapes import Shape, column_value, count_extra_keys, find_shape, label_of, to_messages
@@ -14,6 +17,8 @@ __all__ = ["read", "suggest_columns"]
 
 LABELS = ("label", "category", "intent")
 UNITS = ("unit", "customer", "patient", "client", "author", "user", "subject", "sender", "speaker")
+
+ID_NAMES = ("id", "record_id", "uuid")
 
 
 def read(config: DataConfig, base: Path | None = None) -> Dataset:
@@ -27,25 +32,15 @@ def read(config: DataConfig, base: Path | None = None) -> Dataset:
     path = Path(config.path).expanduser()
     table = read_table(path if base is None else base / path, source, config.format)
     shape = find_shape(config, table.columns, source)
-    collected = _Collector(source=source, by_record=config.unit is None and config.unit_rows is None)
-    for number, row in enumerate(table.rows):
-        messages = to_messages(shape, row, source)
-        if messages is None:
-            collected.empty += 1
-            continue
-        unit = _unit(config, row, number, source)
-        own = None if config.id is None else _name(row, config.id, source)
-        label = None if config.label is None else label_of(row, config.label, source)
-        name = record_id(messages, unit, label) if own is None else own
-        record = Record(id=name, messages=messages, unit=name if unit is None else unit, label=label)
-        collected.add(record, row.place)
-    if not collected.records:
+    collected = _Collector(config=config, source=source, table=table, shape=shape)
+    batches = tuple(pack(collected.records()))
+    if not batches:
         message = f"{source} holds no usable record: all {len(table.rows):,} are empty."
         raise DataError(message, f"They were read as {shape}: are these the right columns?")
     return Dataset(
-        records=tuple(collected.records),
+        records=Rows(Held(batches, schema()), records_of),
         unit_kind=config.unit or (f"rows-of-{config.unit_rows}" if config.unit_rows else "record"),
-        notices=_notices(config, table, shape, collected),
+        notices=_notices(collected),
         source=source,
     )
 
@@ -60,27 +55,47 @@ def suggest_columns(path: Path, *, labelled: bool = False) -> dict[str, str]:
     table = read_table(Path(path), str(path))
     if table.columns in (("text",), ("text", "file")):
         return {}
-    found = _suggest_shape(table, str(path))
+    seen = _look_through(table)
+    found = _suggest_shape(table, str(path), seen.letters)
     for name in table.columns if labelled else ():
         if name.lower() in LABELS and name not in found.values():
             found.setdefault("label", name)
     for name in table.columns:
         plain = name.lower().removesuffix("_id").removesuffix(" id")
-        values = [row.values.get(name) for row in table.rows]
-        if name.lower() in ("id", "record_id", "uuid") and len({str(v) for v in values}) == len(values):
+        if name.lower() in ID_NAMES and len(seen.ids[name]) == len(table.rows):
             found.setdefault("id", name)
-        elif plain in UNITS and all(isinstance(v, str | int) for v in values):
+        elif plain in UNITS and name not in seen.unfit:
             found.setdefault("unit", name)
     return found
 
 
-def _suggest_shape(table: Table, source: str) -> dict[str, str]:
-    texts = {
-        name: sum(len(v) for row in table.rows if isinstance(v := row.values.get(name), str)) for name in table.columns
-    }
+@dataclass(kw_only=True)
+class _Seen:
+    """What one look at all rows tells of each column: how much text, which ids, and which can be no units."""
+
+    letters: Counter[str] = field(default_factory=Counter)
+    ids: dict[str, set[str]] = field(default_factory=dict)
+    unfit: set[str] = field(default_factory=set)
+
+
+def _look_through(table: Table) -> _Seen:
+    seen = _Seen(ids={name: set() for name in table.columns if name.lower() in ID_NAMES})
+    for row in table.rows:
+        for name in table.columns:
+            value = row.values.get(name)
+            if isinstance(value, str):
+                seen.letters[name] += len(value)
+            elif not isinstance(value, int):
+                seen.unfit.add(name)
+            if name in seen.ids:
+                seen.ids[name].add(str(value))
+    return seen
+
+
+def _suggest_shape(table: Table, source: str, texts: Counter[str]) -> dict[str, str]:
     usual = {"text", "prompt", "messages", "question", "instruction"} & set(table.columns)
     if not usual and any(texts.values()):
-        return {"text": max(texts, key=lambda name: texts[name])}
+        return {"text": max(table.columns, key=lambda name: texts[name])}
     shape = find_shape(DataConfig(path=source), table.columns, source)
     keys = ("prompt", "completion") if shape.kind == "pair" else (shape.kind,)
     return dict(zip(keys, shape.columns, strict=True))
@@ -88,33 +103,78 @@ def _suggest_shape(table: Table, source: str) -> dict[str, str]:
 
 @dataclass(kw_only=True)
 class _Collector:
-    """The records so far and where they stand, by id and by content."""
+    """Makes records of rows one after another and knows the earlier ones by digests alone."""
 
+    config: DataConfig
     source: str
-    by_record: bool
-    records: list[Record] = field(default_factory=list)
+    table: Table
+    shape: Shape
+    kept: int = 0
     empty: int = 0
     merged: int = 0
     shared: int = 0
-    _ids: dict[str, tuple[str, str, str]] = field(default_factory=dict)
-    _contents: dict[str, set[str]] = field(default_factory=dict)
+    extra: Counter[str] = field(default_factory=Counter)
+    _ids: dict[bytes, int] = field(default_factory=dict)  # digest of an id -> which of those below it is
+    _contents_of: bytearray = field(default_factory=bytearray)  # of each id, the digests of its content and unit
+    _units_of: bytearray = field(default_factory=bytearray)
+    _rows_of: list[int] = field(default_factory=list)
+    _contents: set[bytes] = field(default_factory=set)
+    _owned: set[bytes] = field(default_factory=set)  # content and unit together
 
-    def add(self, record: Record, place: str) -> None:
-        """Append `record`, or merge it into its exact duplicate; raises `DataError` for a reused id."""
-        digest = content_digest(record.messages, record.label)
-        unit, other, first = self._ids.setdefault(record.id, (record.unit, digest, place))
-        if (unit, other) != (record.unit, digest):
-            differs = "content" if other != digest else "unit"
-            message = f"{self.source}, {place}: the id '{record.id}' already names the record at {first}"
+    def records(self) -> Iterator[Record]:
+        """The records, without empty ones and exact duplicates; raises `DataError` for a reused id."""
+        config, source = self.config, self.source
+        for number, row in enumerate(self.table.rows):
+            messages = to_messages(self.shape, row, source)
+            count_extra_keys(self.shape, row, self.extra)
+            if messages is None:
+                self.empty += 1
+                continue
+            unit = _unit(config, row, number, source)
+            label = None if config.label is None else label_of(row, config.label, source)
+            digest = content_digest(messages, label)
+            if config.id is not None:
+                name = _name(row, config.id, source)
+                self._check_id(name, name if unit is None else unit, digest, number)
+            else:
+                name = digest if unit is None else record_id(messages, unit, label)
+            if self._is_new(bytes.fromhex(digest), unit):
+                self.kept += 1
+                yield Record(id=name, messages=messages, unit=name if unit is None else unit, label=label)
+
+    def _is_new(self, content: bytes, unit: str | None) -> bool:
+        """Whether nobody, or no record of this unit, had the content before; it then has."""
+        if unit is None:
+            known = content in self._contents
+        else:
+            owned = _digest(unit, content)
+            known = owned in self._owned
+            self._owned.add(owned)
+            self.shared += not known and content in self._contents
+        self._contents.add(content)
+        self.merged += known
+        return not known
+
+    def _check_id(self, name: str, unit: str, digest: str, number: int) -> None:
+        at = self._ids.setdefault(_digest(name), len(self._rows_of))
+        content, owner = bytes.fromhex(digest), _digest(unit)
+        if at == len(self._rows_of):
+            self._contents_of += content
+            self._units_of += owner
+            self._rows_of.append(number)
+            return
+        known = slice(16 * at, 16 * at + 16)
+        same = bytes(self._contents_of[known]) == content
+        if not same or bytes(self._units_of[known]) != owner:
+            differs = "unit" if same else "content"
+            here, first = (self.table.rows[row].place for row in (number, self._rows_of[at]))
+            message = f"{self.source}, {here}: the id '{name}' already names the record at {first}"
             hint = "Ids must be unique: choose another id column, or none."
             raise DataError(f"{message}, which has another {differs}.", hint)
-        units = self._contents.setdefault(digest, set())
-        if record.unit in units or (self.by_record and units):
-            self.merged += 1
-            return
-        self.shared += bool(units)
-        units.add(record.unit)
-        self.records.append(record)
+
+
+def _digest(text: str, more: bytes = b"") -> bytes:
+    return hashlib.blake2b(more + text.encode(), digest_size=16).digest()
 
 
 def _check_units(config: DataConfig) -> None:
@@ -150,18 +210,19 @@ def _name(row: Row, column: str, source: str) -> str:
     return name
 
 
-def _notices(config: DataConfig, table: Table, shape: Shape, collected: _Collector) -> tuple[Notice, ...]:
+def _notices(collected: _Collector) -> tuple[Notice, ...]:
+    config, table, shape, extra = collected.config, collected.table, collected.shape, collected.extra
+    extra_keys = sorted(extra)
     read_columns = {*shape.columns, config.id, config.unit, config.label}
     unread = [name for name in table.columns if name not in read_columns]
-    extra = count_extra_keys(shape, table.rows)
     empty = collected.empty + table.blank
-    found = 0 if shape.named or table.columns == ("text",) else len(collected.records)
+    found = 0 if shape.named or table.columns == ("text",) else collected.kept
     merged, shared = collected.merged, collected.shared
     counted = [
         ("data-shape", found, f"No column was named: records were read as {shape}."),
         ("unread-columns", len(unread), f"Columns not read: {_listed(unread)}."),
-        ("unread-keys", sum(extra.values()), f"Messages have keys not read: {_listed(list(extra))}."),
-        ("skipped-files", table.skipped, f"{table.skipped:,} entries of the folder are no text files."),
+        ("unread-keys", sum(extra.values()), f"Messages have keys not read: {_listed(extra_keys)}."),
+        ("skipped-files", table.skipped, f"{table.skipped:,} entries of the folder are no {table.files}."),
         ("empty-records", empty, f"{empty:,} empty records or blank lines were left out."),
         ("duplicates-merged", merged, f"{merged:,} exact duplicates were merged into the first."),
         (

@@ -10,9 +10,9 @@ from typing import Literal
 
 from sordino.results import Notice
 
-__all__ = ["DataConfig", "Dataset", "Format", "Message", "Record", "content_digest", "record_id"]
+__all__ = ["DataConfig", "Dataset", "Format", "Message", "Record", "content_digest", "record_id", "unit_words"]
 
-Format = Literal["auto", "jsonl", "csv", "tsv", "parquet", "text", "text-folder"]
+Format = Literal["auto", "jsonl", "csv", "tsv", "json", "parquet", "text", "text-folder"]
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,13 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """Records in file order, which is their age: the oldest first.
+    """Records in file order, which is their age: the oldest first; those that were read wait in columns.
 
     `unit_kind` is "record", the name of the unit column, or "rows-of-N"; `notices` counts everything
     that was merged or left out; `source` is the path as it was given.
     """
 
-    records: tuple[Record, ...]
+    records: Sequence[Record]
     unit_kind: str
     notices: tuple[Notice, ...]
     source: str
@@ -80,8 +80,19 @@ class Dataset:
     @cached_property
     def fingerprint(self) -> str:
         """A blake2b-256 hex digest of the set of (id, unit, content digest); the order does not matter."""
-        rows = sorted((r.id, r.unit, content_digest(r.messages, r.label)) for r in self.records)
-        return hashlib.blake2b(_json(rows), digest_size=32, person=b"sordino-dataset").hexdigest()
+        from sordino.records.columns import sorted_rows
+
+        digest = hashlib.blake2b(b"[", digest_size=32, person=b"sordino-dataset")
+        for number, rows in enumerate(sorted_rows(self.records)):
+            digest.update(b"," * (number > 0) + _json(rows)[1:-1])
+        digest.update(b"]")
+        return digest.hexdigest()
+
+
+def unit_words(kind: str) -> str:
+    """A kind of unit as a person reads it: "record", "customer", "20 consecutive rows"."""
+    name, _, count = kind.partition("-of-")
+    return f"{count} consecutive rows" if name == "rows" and count.isdecimal() else kind
 
 
 def content_digest(messages: Sequence[Message], label: str | None = None) -> str:

@@ -1,6 +1,7 @@
 """From a row to messages: a text, a prompt with its completion, or a chat."""
 
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -175,14 +176,8 @@ def _chat(row: Row, column: str, source: str) -> tuple[Message, ...]:
     return tuple(turns)
 
 
-def count_extra_keys(shape: Shape, rows: Sequence[Row]) -> dict[str, int]:
-    """How many messages carry each key beside role and content, which is not read."""
-    counts: dict[str, int] = {}
-    if shape.kind != "messages":
-        return counts
-    for row in rows:
-        turns = row.values[shape.columns[0]]
-        for turn in turns if isinstance(turns, list) else []:
-            for key in turn.keys() - {"role", "content"}:
-                counts[key] = counts.get(key, 0) + (turn[key] is not None)
-    return {key: count for key, count in sorted(counts.items()) if count}
+def count_extra_keys(shape: Shape, row: Row, counts: Counter[str]) -> None:
+    """Add to `counts` how many messages of `row` carry each key beside role and content, which is not read."""
+    turns = row.values[shape.columns[0]] if shape.kind == "messages" else None
+    for turn in turns if isinstance(turns, list) else []:
+        counts.update(key for key in turn.keys() - {"role", "content"} if turn[key] is not None)

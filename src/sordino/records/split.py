@@ -9,13 +9,17 @@ before them alone: appending records never moves an old record's role or coin.
 import hashlib
 import math
 import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from sordino.errors import ConfigError, DataError
-from sordino.records.record import Dataset, Record
+from sordino.records.columns import Held, Rows, contents, record_rows
+from sordino.records.placed import Example, Role, examples_of, extended, schema, taken_ids, where
+from sordino.records.record import Dataset, Message, Record
 from sordino.results import Notice
 
 __all__ = ["Example", "Role", "Split", "SplitConfig", "coin", "comparable_text", "split"]
@@ -24,8 +28,11 @@ MIN_GROUPS, MIN_SIDE = 20, 10  # candidate groups, and those on either side of t
 NON_MEMBERS_PER_FPR = 10  # a false-positive rate needs 10 / FPR non-members
 GOOD_FPR = 0.01
 LARGE_CLUSTER = 0.1  # of the units
-
-Role = Literal["train", "candidate", "validation", "canary", "excluded"]
+# What a coin and a role come to, by number.
+PLACEMENTS: tuple[tuple[Role, bool], ...] = (
+    ("train", True), ("validation", False), ("candidate", False), ("candidate", True), ("excluded", False),
+)  # fmt: skip
+TRAIN, VALIDATION, OUT, IN, EXCLUDED = range(5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,57 +49,46 @@ class SplitConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Example:
-    """A record, its role, and whether it is trained on.
-
-    `included` is True for "train", the coin for "candidate" and "canary", False for "validation" and
-    "excluded". `group` is what shares a coin: the oldest unit of the near-duplicate cluster.
-    `repetitions` is how often a canary stands in the training data.
-    """
-
-    record: Record
-    role: Role
-    included: bool
-    group: str
-    repetitions: int = 1
-
-
-@dataclass(frozen=True, kw_only=True)
 class Split:
-    """Every record with its placement, in file order, canaries last."""
+    """Every record with its placement, in file order, canaries last; examples may be made when asked for."""
 
-    examples: tuple[Example, ...]
+    examples: Sequence[Example]
     notices: tuple[Notice, ...] = ()
 
     @property
-    def training(self) -> tuple[Example, ...]:
+    def training(self) -> Sequence[Example]:
         """All that is trained on: the rest, the candidates and the canaries whose coin fell in."""
-        return tuple(example for example in self.examples if example.included)
+        return where(self.examples, None, True)
 
     @property
-    def members(self) -> tuple[Example, ...]:
+    def candidates(self) -> Sequence[Example]:
+        """Members and non-members."""
+        return where(self.examples, "candidate")
+
+    @property
+    def members(self) -> Sequence[Example]:
         """Candidates in."""
-        return tuple(e for e in self.examples if e.role == "candidate" and e.included)
+        return where(self.examples, "candidate", True)
 
     @property
-    def nonmembers(self) -> tuple[Example, ...]:
+    def nonmembers(self) -> Sequence[Example]:
         """Candidates out: the hold-out set."""
-        return tuple(e for e in self.examples if e.role == "candidate" and not e.included)
+        return where(self.examples, "candidate", False)
 
     @property
-    def validation(self) -> tuple[Example, ...]:
+    def validation(self) -> Sequence[Example]:
         """Records that only measure utility."""
-        return tuple(e for e in self.examples if e.role == "validation")
+        return where(self.examples, "validation")
 
     @property
-    def canaries(self) -> tuple[Example, ...]:
+    def canaries(self) -> Sequence[Example]:
         """Canaries in and out."""
-        return tuple(e for e in self.examples if e.role == "canary")
+        return where(self.examples, "canary")
 
     def with_canaries(self, canaries: Iterable[Example]) -> "Split":
         """Append `canaries`; raises `DataError` for another role, or an id already in use."""
         added = tuple(canaries)
-        taken = {example.record.id for example in self.examples}
+        taken = taken_ids(self.examples, [example.record.id for example in added])
         for example in added:
             if example.role != "canary":
                 raise DataError(f"Record '{example.record.id}' has the role '{example.role}', not 'canary'.")
@@ -100,10 +96,16 @@ class Split:
                 hint = "Canary ids must be unique, and no record may bear one."
                 raise DataError(f"Canary '{example.record.id}' has the id of another record.", hint)
             taken.add(example.record.id)
-        return replace(self, examples=self.examples + added)
+        return replace(self, examples=extended(self.examples, added))
 
 
-Placement: TypeAlias = tuple[Role, bool]
+@dataclass(frozen=True)
+class _Placed:
+    """Of each record the one that founded its group, itself where excluded, its placement, and its unit's number."""
+
+    founder: npt.NDArray[np.int64]
+    placement: npt.NDArray[np.int8]
+    unit: npt.NDArray[np.int64]
 
 
 def split(dataset: Dataset, config: SplitConfig, seed: int) -> Split:
@@ -115,17 +117,33 @@ def split(dataset: Dataset, config: SplitConfig, seed: int) -> Split:
     be, `DataError` when there are too few candidates for an audit or nothing to train on.
     """
     _check_config(config)
-    groups, placements = _place(dataset.records, config, seed)
-    examples = []
-    for record, group in zip(dataset.records, groups, strict=True):
-        role, included = placements.get(group, ("excluded", False))
-        name = record.unit if group < 0 else dataset.records[group].unit
-        examples.append(Example(record=record, role=role, included=included, group=name))
-    if not any(example.included for example in examples):
-        message = f"None of the {len(dataset.units):,} units is left to train on."
+    records = record_rows(dataset.records)
+    placed = _place(records, config, seed)
+    if not np.isin(placed.placement, (TRAIN, IN)).any():
+        message = f"None of the {int(placed.unit.max(initial=-1)) + 1:,} units is left to train on."
         raise DataError(message, "Add records, or lower split.candidates and split.validation.")
-    notices = _cluster_notices(examples, len(dataset.units)) + _audit_notices(examples, config)
-    return Split(examples=tuple(examples), notices=notices)
+    notices = _cluster_notices(placed) + _audit_notices(placed, config)
+    return Split(examples=Rows(Held(_columns(records, placed), schema()), examples_of), notices=notices)
+
+
+def _columns(records: Rows[Record], placed: _Placed) -> Iterator[Any]:
+    """The records with their placements as RecordBatches; the records' own columns are not copied."""
+    import pyarrow as pa
+
+    units = records.column("unit").combine_chunks()
+    roles = pa.array([role for role, _ in PLACEMENTS])
+    included = pa.array([included for _, included in PLACEMENTS])
+    at = 0
+    chunks = range(len(records.chunks.starts) - 1) if records.numbers is None else None
+    for batch in records.batches() if chunks is None else map(records.chunks.read, chunks):
+        here = slice(at, at + batch.num_rows)
+        at += batch.num_rows
+        chosen = pa.array(placed.placement[here])
+        columns = {name: batch.column(name) for name in batch.schema.names}
+        columns |= {"role": roles.take(chosen), "included": included.take(chosen)}
+        columns["group"] = units.take(pa.array(placed.founder[here]))
+        columns["repetitions"] = pa.array(np.ones(batch.num_rows, dtype=np.int64))
+        yield pa.RecordBatch.from_arrays([columns[name] for name in schema().names], schema=schema())
 
 
 def coin(seed: int, unit: str) -> bool:
@@ -135,8 +153,16 @@ def coin(seed: int, unit: str) -> bool:
 
 def comparable_text(record: Record) -> str:
     """What near-duplicates are judged by: all contents but system prompts, which whole data sets share."""
-    text = "\n".join(message.content for message in record.messages if message.role != "system")
+    return _comparable(record.messages)
+
+
+def _comparable(messages: Sequence[Message]) -> str:
+    text = "\n".join(message.content for message in messages if message.role != "system")
     return unicodedata.normalize("NFC", text)
+
+
+def _texts(batch: Any) -> Iterator[str]:
+    return map(_comparable, contents(batch))
 
 
 def _uniform(seed: int, unit: str, domain: str) -> float:
@@ -147,46 +173,60 @@ def _uniform(seed: int, unit: str, domain: str) -> float:
     return (int.from_bytes(digest) >> 11) * 2.0**-53
 
 
-def _draw(seed: int, unit: str, config: SplitConfig) -> Placement:
+def _draw(seed: int, unit: str, config: SplitConfig) -> int:
     at = _uniform(seed, unit, "role")
     if at < config.validation:
-        return "validation", False
+        return VALIDATION
     if at < config.validation + config.candidates:
-        return "candidate", coin(seed, unit)
-    return "train", True
+        return IN if coin(seed, unit) else OUT
+    return TRAIN
 
 
-def _place(records: Sequence[Record], config: SplitConfig, seed: int) -> tuple[list[int], dict[int, Placement]]:
-    """The group of every record, -1 where excluded, and the placement of every group.
-
-    A group is numbered by the record that founded it; its oldest unit is that record's.
-    """
-    import numpy as np
-
+def _place(records: Rows[Record], config: SplitConfig, seed: int) -> _Placed:
+    """Place record after record by those before it; a group bears the number of the record that founded it."""
+    from sordino.minhash import find_root
     from sordino.records.clusters import index_texts
 
-    texts = [comparable_text(record) for record in records]
-    near = index_texts(texts, config.near_duplicates) if config.near_duplicates else None
-    groups = np.full(len(records), -1, dtype=np.int64)
-    placements: dict[int, Placement] = {}
-    of_unit: dict[str, int] = {}  # the first placed record of each unit, and with each text
-    of_text: dict[str, int] = {}
-    for number, (record, text) in enumerate(zip(records, texts, strict=True)):
-        same = [first[key] for first, key in ((of_unit, record.unit), (of_text, text)) if key in first]
-        touching = set(groups[same].tolist())
-        if near and text not in of_text:  # the neighbours of an equal text are in its group already
-            touching.update(near.adjacent(number, groups).tolist())
+    texts = Rows(records.chunks, _texts, records.numbers)
+    units, text_of = _numbered(records), _numbered_texts(texts)
+    parent = np.full(len(records), -1, dtype=np.int64)
+    placement = np.full(len(records), EXCLUDED, dtype=np.int8)
+    near = index_texts(texts, config.near_duplicates, parent) if config.near_duplicates else None
+    with_unit, with_text = (np.full(len(records), -1, dtype=np.int64) for _ in range(2))  # the first placed ones
+    names = (name for batch in records.batches() for name in batch.column("unit").to_pylist())
+    for number, (name, unit, text) in enumerate(zip(names, units.tolist(), text_of.tolist(), strict=True)):
+        new = with_text[text] < 0  # the neighbours of an equal text are in its group already
+        touching = {find_root(parent, first) for first in (with_unit[unit], with_text[text]) if first >= 0}
+        if near and new:
+            touching |= near.adjacent(number)
         if not touching:
-            placements[number] = _draw(seed, record.unit, config)
-        elif len({placements[group] for group in touching}) > 1:
+            placement[number] = _draw(seed, name, config)
+        elif len({placement[group] for group in touching}) > 1:
             continue
         group = min(touching, default=number)
-        if len(touching) > 1:
-            groups[np.isin(groups, list(touching))] = group
-        groups[number] = group
-        of_unit.setdefault(record.unit, number)
-        of_text.setdefault(text, number)
-    return groups.tolist(), placements
+        parent[[*touching, number]] = group
+        placement[number] = placement[group]
+        if with_unit[unit] < 0:
+            with_unit[unit] = number
+        if new:
+            with_text[text] = number
+            if near:
+                near.add(number)
+    roots = [number if group < 0 else find_root(parent, number) for number, group in enumerate(parent.tolist())]
+    return _Placed(np.array(roots, dtype=np.int64), placement, units)
+
+
+def _numbered(records: Rows[Record]) -> npt.NDArray[np.int64]:
+    """The number of each record's unit, the oldest being 0."""
+    coded = records.column("unit").combine_chunks().dictionary_encode()
+    return np.asarray(coded.indices.to_numpy(), dtype=np.int64)
+
+
+def _numbered_texts(texts: Iterable[str]) -> npt.NDArray[np.int64]:
+    """A number for each text, the same for equal ones."""
+    digests = b"".join(hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts)
+    pairs = np.frombuffer(digests, dtype=[("high", "<u8"), ("low", "<u8")])
+    return np.unique(pairs, return_inverse=True)[1].astype(np.int64).reshape(-1)
 
 
 def _check_config(config: SplitConfig) -> None:
@@ -200,42 +240,47 @@ def _check_config(config: SplitConfig) -> None:
         raise ConfigError(f"{message} add up to {total:g}.", "Together they are at most 1.")
 
 
-def _cluster_notices(examples: Sequence[Example], units: int) -> tuple[Notice, ...]:
-    members: dict[str, set[str]] = {}
-    for example in examples:
-        if example.role != "excluded":
-            members.setdefault(example.group, set()).add(example.record.unit)
-    clusters = [len(group) for group in members.values() if len(group) > 1]
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _cluster_notices(placed: _Placed) -> tuple[Notice, ...]:
+    units, kept = int(placed.unit.max(initial=-1)) + 1, placed.placement != EXCLUDED
+    pairs = np.unique(placed.founder[kept] * max(units, 1) + placed.unit[kept])  # each unit once a group
+    sizes = np.bincount(pairs // max(units, 1))
+    clusters, largest = sizes[sizes > 1], int(sizes.max(initial=0))
+    inside = int(clusters.sum())
     notices = []
-    if clusters:
-        message = f"{sum(clusters):,} units form {len(clusters):,} clusters of duplicates, each with one coin."
-        notices.append(Notice(kind="near-duplicates", count=sum(clusters), message=message))
-    if clusters and max(clusters) > LARGE_CLUSTER * units:
+    if inside:
+        found = _counted(len(clusters), "cluster")
+        message = f"{inside:,} units form {found} of duplicates, {'each ' if len(clusters) > 1 else ''}with one coin."
+        notices.append(Notice(kind="near-duplicates", count=inside, message=message))
+    if inside and largest > LARGE_CLUSTER * units:
         message = (
-            f"One cluster of near-duplicates holds {max(clusters):,} of {units:,} units. If the texts follow "
+            f"One cluster of near-duplicates holds {largest:,} of {units:,} units. If the texts follow "
             "a template, raise split.near_duplicates, or set it to 0 to compare whole texts only."
         )
-        notices.append(Notice(kind="large-cluster", count=max(clusters), message=message))
-    excluded = sum(example.role == "excluded" for example in examples)
+        notices.append(Notice(kind="large-cluster", count=largest, message=message))
+    excluded = int((~kept).sum())
     if excluded:
+        are = "are near-duplicates" if excluded > 1 else "is a near-duplicate"
+        their = "their" if excluded > 1 else "its"
         message = (
-            f"{excluded:,} records are near-duplicates of records placed differently from each other or from "
-            "their own unit: neither trained on nor held out."
+            f"{_counted(excluded, 'record')} {are} of records placed differently from each other or from "
+            f"{their} own unit: neither trained on nor held out."
         )
         notices.append(Notice(kind="excluded-records", count=excluded, message=message))
     return tuple(notices)
 
 
-def _audit_notices(examples: Sequence[Example], config: SplitConfig) -> tuple[Notice, ...]:
+def _audit_notices(placed: _Placed, config: SplitConfig) -> tuple[Notice, ...]:
     """What an audit on these coins can resolve; raises `DataError` when that is nothing."""
     if config.candidates == 0:
         message = "split.candidates is 0: nothing is held out, so that no membership audit is possible."
         return (Notice(kind="no-audit", count=0, message=message),)
-    coins = {example.group: example.included for example in examples if example.role == "candidate"}
-    sides = Counter(coins.values())
-    inside, outside = sides[True], sides[False]
-    if len(coins) < MIN_GROUPS or min(inside, outside) < MIN_SIDE:
-        found = f"{len(coins)} candidate groups ({inside} in, {outside} out)"
+    inside, outside = (len(np.unique(placed.founder[placed.placement == side])) for side in (IN, OUT))
+    if inside + outside < MIN_GROUPS or min(inside, outside) < MIN_SIDE:
+        found = f"{inside + outside} candidate groups ({inside} in, {outside} out)"
         message = f"The split has {found}, but an audit needs {MIN_GROUPS}, {MIN_SIDE} on each side."
         more = "Add records" if config.candidates == 1 else "Set split.candidates: 1.0, add records"
         raise DataError(message, f"{more}, or set split.candidates: 0 to train without an audit.")
