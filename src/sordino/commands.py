@@ -43,7 +43,9 @@ def exit_code(report: AuditReport) -> int:
 
 
 def run_init(data: Path | None, out: Path, force: bool, task: str = "causal-lm") -> int:
-    """Write a commented configuration."""
+    """Write a commented configuration, with a seed that nobody can guess."""
+    import secrets
+
     from sordino.records import suggest_columns
     from sordino.run import write_atomic
     from sordino.starter import starter
@@ -59,7 +61,7 @@ def run_init(data: Path | None, out: Path, force: bool, task: str = "causal-lm")
             say(f"{key}: column {column!r}")
         if task == "classification" and "label" not in columns:
             say("label: no column is called label, category or intent; set data.label before you train")
-    write_atomic(out, starter(data, columns, task).encode())
+    write_atomic(out, starter(data, columns, task, secrets.randbelow(2**40)).encode())
     print(out)
     say(f"next: look at {out}, then `sordino train {out}`")
     return 0

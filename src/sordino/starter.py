@@ -13,7 +13,7 @@ _TEMPLATE = """\
 name: {name}
 task: {task:<14} # causal-lm (learn to write the records) or classification (learn the class in data.label)
 out: runs            # runs are written to folders in here
-seed: 0              # decides coins, canaries, batches and initial adapters
+seed: {seed:<14} # decides coins, canaries, batches and adapters; keep it secret: it gives coins away
 
 data:
   path: {path}
@@ -90,7 +90,7 @@ _MEANING = {
 }
 
 
-def starter(path: Path, columns: Mapping[str, str], task: str = "causal-lm") -> str:
+def starter(path: Path, columns: Mapping[str, str], task: str = "causal-lm", seed: int = 0) -> str:
     """A commented configuration for the records at `path`, with the `columns` found in them."""
     lines = []
     for key in _COLUMNS:
@@ -98,7 +98,9 @@ def starter(path: Path, columns: Mapping[str, str], task: str = "causal-lm") -> 
         text = f"  {key}: {value}"
         lines.append(f"{text:<21}# {_MEANING[key]}".rstrip(" #") if _MEANING[key] else text)
     name = "".join(c if c.isalnum() or c in "-_" else "-" for c in path.stem.lower()) or "run"
-    return _TEMPLATE.format(name=_quoted(name), task=task, path=_quoted(str(path)), columns="\n".join(lines) + "\n")
+    return _TEMPLATE.format(
+        name=_quoted(name), task=task, seed=seed, path=_quoted(str(path)), columns="\n".join(lines) + "\n"
+    )
 
 
 def _quoted(text: str) -> str:

@@ -138,7 +138,7 @@ def test_every_sentence_of_the_report_is_on_the_page(pages):
     sentences += [words for one in report.attempts for words in (one.name, one.summary, one.paper, *one.notes)]
     sentences += [words for one in report.requirements for words in (one.text, one.status, one.finding)]
     sentences += [one.message for one in (*report.notices, *card.notices)]
-    sentences += [*report.provenance.values(), str(card.seed), "method.rank", "δ = 1e-05"]
+    sentences += [*report.provenance.values(), "kept by the owner, in run.json", "method.rank", "δ = 1e-05"]
     assert [words for words in sentences if " ".join(words.split()) not in shown] == []
 
 
@@ -249,3 +249,9 @@ def test_an_empty_report_says_what_is_missing():
     sentences += ["No passage was handed to this page"]
     for sentence in sentences:
         assert sentence in shown
+
+
+def test_the_seed_which_tells_coins_from_names_is_not_shown():
+    card = replace(report_fixture.card(), seed=987654321987)
+    card = replace(card, config={**card.config, "seed": card.seed})
+    assert "987654321987" not in render_html(report_fixture.report(), card, [])

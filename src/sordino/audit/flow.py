@@ -331,7 +331,6 @@ def _provenance(collector: Collector) -> dict[str, str]:
     return {
         **{f"model.{k}": v for k, v in named.items()},
         "data.fingerprint": str(card.data["fingerprint"]),
-        "seed": str(card.seed),
         "sordino": sordino.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),

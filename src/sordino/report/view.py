@@ -220,7 +220,8 @@ def provenance(report: AuditReport, card: RunCard) -> list[tuple[str, list[tuple
         "name": card.name,
         "created": card.created,
         "status": card.status,
-        "seed": card.seed,
+        # Coins are keyed hashes of it: with the seed and the name of a unit, its coin is known.
+        "seed": "kept by the owner, in run.json",
         "parent": card.parent,
         "schema": card.schema,
     }
@@ -233,7 +234,7 @@ def provenance(report: AuditReport, card: RunCard) -> list[tuple[str, list[tuple
         ("Audit plan, fixed before training" if report.trained_here else "Audit plan", plan),
         ("Seconds", {name: f"{seconds:,.1f}" for name, seconds in report.seconds.items()}),
         ("Run", run),
-        ("Configuration", card.config),
+        ("Configuration", {key: value for key, value in card.config.items() if key != "seed"}),
         ("Data", card.data),
         ("Model", card.model),
         ("Training", card.training),
