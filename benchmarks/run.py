@@ -1,6 +1,6 @@
 """Run the benchmarks and write benchmarks/RESULTS.md with the commands that made each table.
 
-python benchmarks/run.py [NAME ...]     all, or some of: startup, signals, reduction, demo
+python benchmarks/run.py [NAME ...]     all, or some of: startup, signals, reduction, records, demo
 """
 
 import os
@@ -25,6 +25,10 @@ ABOUT = {
     "reduction": (
         "## What reducing a logit costs\n\nA model of width 128 makes a logit about as cheaply as a few passes over "
         "it cost, so all sums are taken in one pass that Numba compiles."
+    ),
+    "records": (
+        "## Data of any size\n\nReading JSON lines, drawing coins with near-duplicates clustered, fingerprint and "
+        "storage, each row in a process of its own. A million short records must stay under 2 GB at the peak."
     ),
     "demo": "## The demonstration\n\nAt most 4 minutes on two cores after installation.",
 }

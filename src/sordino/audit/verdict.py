@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from sordino.records import unit_words
 from sordino.results import Attempt, CanaryLevel, Claim, Estimate, Gate, Verdict
 
 __all__ = ["UNTESTED", "Findings", "claims", "threat_model", "verdict"]
@@ -183,7 +184,11 @@ def claims(f: Findings, claimed_epsilon: float | None) -> tuple[Claim, ...]:
 
 def _unit_words(unit: str) -> str:
     # Averaging over a unit's records makes it easier to find than the figure for a record says.
-    return "" if unit == "record" else f" Judged a record at a time: a whole {unit} is easier to find."
+    if unit == "record":
+        return ""
+    words = unit_words(unit)
+    whole = f"a whole {unit} is" if words == unit else f"{words} together are"
+    return f" Judged a record at a time: {whole} easier to find."
 
 
 def _utility_claim(f: Findings) -> Claim:
@@ -205,6 +210,6 @@ def threat_model(unit: str, access: Sequence[str]) -> dict[str, str]:
         "Sees": ", ".join(sorted(set(access))) + " of texts of their choice",
         "Knows": "candidate records, or the beginning of a record; not which ones were trained on",
         "Wants": "to learn whether a record was trained on, to get a record out, or to recover a secret in it",
-        "Protected unit": f"one {unit}",
+        "Protected unit": f"one {unit}" if unit_words(unit) == unit else unit_words(unit),
         "Not considered": "access to the training machine, the run folder, gradients or other checkpoints",
     }

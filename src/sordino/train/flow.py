@@ -15,7 +15,7 @@ from sordino.canaries import Canary, manifest, plant
 from sordino.config import RunConfig, recorded
 from sordino.errors import ConfigError, RunError
 from sordino.evidence import digest
-from sordino.records import Example, Split, read, split
+from sordino.records import Example, Split, read, split, unit_words
 from sordino.records.store import load as load_split
 from sordino.records.store import save as save_split
 from sordino.results import Notice, RunCard, encode
@@ -239,7 +239,7 @@ def plan_of(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
     memory = 4 * shape["parameters"] + 12 * shape["trainable"]
     return {
         **prepared.counts,
-        "unit": prepared.unit_kind,
+        "unit": unit_words(prepared.unit_kind),
         "sequences": len(tokens),
         "tokens an epoch": sum(int(t.target.sum()) for t in tokens),
         "longest sequence": max((len(t) for t in tokens), default=0),
