@@ -162,6 +162,22 @@ def test_offline_the_hub_is_refused_at_once(path, cache):
     assert time.monotonic() - started < 20
 
 
+def test_without_a_network_it_is_asked_once(monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def unreachable(api, name, **options):
+        asked.append((name, options["revision"]))
+        raise ConnectionError("Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
+    with pytest.raises(DataError, match=r"cannot be found on the hub: Name or .* HF_HUB_OFFLINE=1 takes what"):
+        read(DataConfig(path="hub:nobody/nothing", revision="v1"))
+    assert asked == [("nobody/nothing", "v1")]
+
+
 def test_what_is_no_id_of_the_hub():
     with pytest.raises(DataError, match=r"hub:nothing names no data set\. Write hub:owner/name"):
         read(DataConfig(path="hub:nothing"))

@@ -54,6 +54,8 @@ def read_hub(name: str, config: DataConfig) -> Table:
     source = config.path
     if name.count("/") != 1 and not Path(name).is_dir():
         raise DataError(f"{source} names no data set.", "Write hub:owner/name.")
+    if not Path(name).is_dir():
+        _check_reachable(name, config)
     try:
         with _quietly():
             found = load_dataset(
@@ -64,6 +66,20 @@ def read_hub(name: str, config: DataConfig) -> Table:
         hint = "Check the id, data.subset and data.revision, your access and the network."
         raise DataError(message, hint) from error
     return _table(found, source, config.split)
+
+
+def _check_reachable(name: str, config: DataConfig) -> None:
+    """Ask once: the loader itself asks six times, half a minute long, before it says that there is no network."""
+    from huggingface_hub import HfApi, constants
+
+    if constants.HF_HUB_OFFLINE:
+        return
+    try:
+        HfApi().dataset_info(name, revision=config.revision, timeout=10)
+    except Exception as error:  # no network, no such data set, no access: the client has a type for each
+        message = f"{config.path} cannot be found on the hub: {_first_line(error)}."
+        hint = "Check the id, your access and the network; HF_HUB_OFFLINE=1 takes what is in the cache."
+        raise DataError(message, hint) from error
 
 
 def _first_line(error: Exception) -> str:
