@@ -17,8 +17,12 @@ seed: {seed:<14} # decides coins, canaries, batches and adapters; keep it secret
 
 data:
   path: {path}
-  format: auto       # auto, jsonl, csv, tsv, parquet, text (a line a record), text-folder (a file a record)
+  format: auto       # auto, jsonl, csv, tsv, json, parquet, text (a line a record), text-folder (a file a record),
+                     # datasets (a folder that save_to_disk wrote)
 {columns}  unit_rows: null    # or: so many consecutive rows are one unit
+  subset: null       # of a data set on the hub, where path is hub:owner/name
+  split: null        # of a data set on the hub, or of a folder that save_to_disk wrote
+  revision: null     # a branch, tag or commit of a data set on the hub
 
 model:
   path: sordino-tiny # the built-in model; or a folder with config.json and *.safetensors; or a hub id

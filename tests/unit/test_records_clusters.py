@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sordino import minhash
+from sordino.records import clusters as clusters_module
 from sordino.records.clusters import (
     MISS,
     PATIENCE,
@@ -119,8 +120,10 @@ def test_groups_are_those_of_their_roots_and_texts_not_added_have_none():
     assert index.adjacent(3) == {2}
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_clusters_are_those_of_a_direct_comparison(seed):
+@pytest.mark.parametrize("patience", [-(10**6), 5, PATIENCE])  # always compare with all, soon, never
+@pytest.mark.parametrize("seed", range(3))
+def test_clusters_are_those_of_a_direct_comparison(seed, patience, monkeypatch):
+    monkeypatch.setattr(clusters_module, "PATIENCE", patience)
     rng = random.Random(seed)
     bases = [rng.choices(WORDS, k=rng.choice((8, 30, 60))) for _ in range(5)]
     texts = [text for base in bases for text in variants(rng, base, 6, 24)]

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from sordino.records import unit_words
 from sordino.results import Attempt, CanaryLevel, Claim, Estimate, Gate, Verdict
 
 __all__ = ["UNTESTED", "UNTESTED_ELSEWHERE", "Findings", "claims", "threat_model", "untested", "verdict"]
@@ -252,7 +253,11 @@ def claims(f: Findings, claimed_epsilon: float | None) -> tuple[Claim, ...]:
 
 def _unit_words(unit: str) -> str:
     # Averaging over a unit's records makes it easier to find than the figure for a record says.
-    return "" if unit == "record" else f" Judged a record at a time: a whole {unit} is easier to find."
+    if unit == "record":
+        return ""
+    words = unit_words(unit)
+    whole = f"a whole {unit} is" if words == unit else f"{words} together are"
+    return f" Judged a record at a time: {whole} easier to find."
 
 
 def _utility_claim(f: Findings) -> Claim:
@@ -288,7 +293,7 @@ def threat_model(f: Findings, access: Sequence[str], has_base: bool = True) -> d
         "Wants": "to learn whether a record was trained on"
         + (", to get a record out" if writes else "")
         + (", or to recover a secret in it" if writes and f.trained_here else ""),
-        "Protected unit": f"one {f.unit}",
+        "Protected unit": f"one {f.unit}" if unit_words(f.unit) == f.unit else unit_words(f.unit),
         "Not considered": "access to the training machine, "
         + ("the run folder, " if f.trained_here else "")
         + "gradients or other checkpoints",

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from sordino.errors import ConfigError, DataError
 from sordino.records.columns import Held, Rows, pack, records_of, schema
-from sordino.records.readers import Row, Table, kind_of, read_table
+from sordino.records.readers import read_table
 from sordino.records.record import DataConfig, Dataset, Record, content_digest, record_id
+from sordino.records.saved import hub_name, is_saved, read_hub, read_saved
 from sordino.records.shapes import Shape, column_value, count_extra_keys, find_shape, label_of, to_messages
+from sordino.records.tables import Row, Table, kind_of
 from sordino.results import Notice
 
 __all__ = ["read", "suggest_columns"]
@@ -29,11 +31,14 @@ def read(config: DataConfig, base: Path | None = None) -> Dataset:
     """
     _check_units(config)
     source = str(config.path)
-    path = Path(config.path).expanduser()
-    table = read_table(path if base is None else base / path, source, config.format)
+    table = _open(config, base)
     shape = find_shape(config, table.columns, source)
     collected = _Collector(config=config, source=source, table=table, shape=shape)
-    batches = tuple(pack(collected.records()))
+    try:
+        batches = tuple(pack(collected.records()))
+    except OSError as error:
+        message = f"{source} cannot be read: {error.strerror or error}."
+        raise DataError(message, "Was it moved or changed while it was read?") from error
     if not batches:
         message = f"{source} holds no usable record: all {len(table.rows):,} are empty."
         raise DataError(message, f"They were read as {shape}: are these the right columns?")
@@ -45,6 +50,25 @@ def read(config: DataConfig, base: Path | None = None) -> Dataset:
     )
 
 
+def _open(config: DataConfig, base: Path | None) -> Table:
+    """The table of rows that `config.path` names, wherever it is."""
+    name = hub_name(config.path)
+    if name is not None:
+        return read_hub(name, config)
+    path = Path(config.path).expanduser()
+    path = path if base is None else base / path
+    if config.format in ("auto", "datasets") and is_saved(path):
+        return read_saved(path, config.path, config)
+    for key in ("subset", "split", "revision"):
+        if getattr(config, key) is not None:
+            hint = "It is for data sets on the hub (hub:owner/name) or saved with save_to_disk."
+            raise ConfigError(f"data.{key} is '{getattr(config, key)}', but {config.path} has none.", hint)
+    if config.format == "datasets" and path.exists():
+        hint = "Such a folder has a dataset_info.json and a state.json, or a dataset_dict.json."
+        raise DataError(f"{config.path} is no data set saved with save_to_disk.", hint)
+    return read_table(path, config.path, "auto" if config.format == "datasets" else config.format)
+
+
 def suggest_columns(path: Path, *, labelled: bool = False) -> dict[str, str]:
     """Which columns of the file at `path` fit which key of `data`: the shape, an id, a unit, a label.
 
@@ -52,7 +76,7 @@ def suggest_columns(path: Path, *, labelled: bool = False) -> dict[str, str]:
     the one with the longest texts is taken for the text. Raises `DataError` for a file that cannot be
     read or can be read in several ways.
     """
-    table = read_table(Path(path), str(path))
+    table = _open(DataConfig(path=str(path)), None)
     if table.columns in (("text",), ("text", "file")):
         return {}
     seen = _look_through(table)
@@ -222,9 +246,9 @@ def _notices(collected: _Collector) -> tuple[Notice, ...]:
         ("data-shape", found, f"No column was named: records were read as {shape}."),
         ("unread-columns", len(unread), f"Columns not read: {_listed(unread)}."),
         ("unread-keys", sum(extra.values()), f"Messages have keys not read: {_listed(extra_keys)}."),
-        ("skipped-files", table.skipped, f"{table.skipped:,} entries of the folder are no {table.files}."),
-        ("empty-records", empty, f"{empty:,} empty records or blank lines were left out."),
-        ("duplicates-merged", merged, f"{merged:,} exact duplicates were merged into the first."),
+        ("skipped-files", table.skipped, f"{_counted(table.skipped, *_ENTRIES)} no {table.files}."),
+        ("empty-records", empty, f"{_counted(empty, *_EMPTY)} left out."),
+        ("duplicates-merged", merged, f"{_counted(merged, *_MERGED)} merged into the first."),
         (
             "shared-content",
             shared,
@@ -232,6 +256,15 @@ def _notices(collected: _Collector) -> tuple[Notice, ...]:
         ),
     ]
     return tuple(Notice(kind=kind, count=count, message=text) for kind, count, text in counted if count)
+
+
+_ENTRIES = ("entry of the folder is", "entries of the folder are")
+_EMPTY = ("empty record or blank line was", "empty records or blank lines were")
+_MERGED = ("exact duplicate was", "exact duplicates were")
+
+
+def _counted(count: int, one: str, many: str) -> str:
+    return f"{count:,} {one if count == 1 else many}"
 
 
 def _listed(names: Sequence[str], most: int = 12) -> str:

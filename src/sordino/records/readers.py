@@ -1,4 +1,4 @@
-"""From a file to rows of named values, each with its place in the file: JSON, CSV, TSV, Parquet, plain text.
+"""From a file or a folder to rows of named values, each with its place: JSON, CSV, TSV, Parquet, plain text.
 
 Reading is strict: a file that is not what it says raises `DataError` with the line, and no row is skipped.
 A file is gone through once to check it, and again whenever its rows are: no more than one is held.
@@ -6,77 +6,16 @@ A file is gone through once to check it, and again whenever its rows are: no mor
 
 import csv
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, overload
-
-import msgspec
+from typing import Any
 
 from sordino.errors import ConfigError, DataError, did_you_mean
+from sordino.records.json_files import read_json, read_jsonl
+from sordino.records.tables import Lazy, Row, Table, blank_lines, check_text, read_text, scanned, text_lines
 
-__all__ = ["Lazy", "Row", "Table", "kind_of", "read_table", "scanned"]
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """The values of one row by column, and its `place` as a person finds it: "line 12"."""
-
-    place: str
-    values: Mapping[str, object]
-
-
-class Lazy(Sequence[Row]):
-    """Rows that are read from the start whenever somebody goes through them; `size` is how many there are."""
-
-    def __init__(self, read: Callable[[], Iterator[Row]], size: int) -> None:
-        """See the class."""
-        self.read, self.size = read, size
-
-    def __len__(self) -> int:
-        """The number of rows."""
-        return self.size
-
-    @overload
-    def __getitem__(self, at: int) -> Row: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[Row]: ...
-    def __getitem__(self, at: int | slice) -> Row | list[Row]:
-        """One row, or a list of those of a slice; all before it are read too."""
-        if isinstance(at, slice):
-            return list(self)[at]
-        return next(itertools.islice(self, range(self.size)[at], None))
-
-    def __iter__(self) -> Iterator[Row]:
-        """Read the rows, one after another."""
-        return self.read()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """All rows of a file in their order.
-
-    `columns` has every column of any row; `blank` counts lines that hold nothing, `skipped` the entries
-    of a folder that are no `files`.
-    """
-
-    columns: tuple[str, ...]
-    rows: Sequence[Row]
-    blank: int = 0
-    skipped: int = 0
-    files: str = "text files"
-
-
-def scanned(read: Callable[[], Iterator[Row]], columns: Sequence[str] = (), blank: int = 0) -> Table:
-    """The table of the rows that `read` gives, gone through once for their columns, unless named, and number."""
-    names = dict.fromkeys(columns)
-    count = 0
-    for row in read():
-        if not columns:
-            names.update(dict.fromkeys(row.values))
-        count += 1
-    return Table(columns=tuple(names), rows=Lazy(read, count), blank=blank)
-
+__all__ = ["read_table"]
 
 SUFFIXES = {
     ".jsonl": "jsonl",
@@ -91,7 +30,7 @@ SUFFIXES = {
     ".md": "text",
 }
 DOCUMENTS = (".txt", ".md")
-JSON_HINT = "Write one JSON object a line, or one array of objects."
+NAMES = {"jsonl": "JSONL", "csv": "CSV", "tsv": "TSV", "json": "JSON", "parquet": "Parquet"}  # what a shard may be
 FILE_HINT = "Check that it is the right file."
 BATCH = 1024
 
@@ -99,8 +38,9 @@ BATCH = 1024
 def read_table(path: Path, source: str, file_format: str = "auto") -> Table:
     """The rows of the file or folder at `path`, called `source` in messages.
 
-    `file_format` is jsonl, csv, tsv, parquet, text, text-folder, or auto: by the suffix. Raises
-    `DataError` for whatever cannot be read, `ConfigError` for a format that does not exist.
+    `file_format` is jsonl, csv, tsv, json, parquet, text, text-folder, or auto: by the suffix. A folder may
+    hold shards, all of one format, which are read in the order of their names. Raises `DataError` for
+    whatever cannot be read, `ConfigError` for a format that does not exist.
     """
     if file_format not in ("auto", *READERS):
         hint = did_you_mean(file_format, ("auto", *READERS))
@@ -111,7 +51,8 @@ def read_table(path: Path, source: str, file_format: str = "auto") -> Table:
             raise DataError(f"{source} does not exist.", hint)
         kind = _recognise(path, source) if file_format == "auto" else file_format
         _check_kind(path, source, kind)
-        table = READERS[kind](path, source)
+        shards = path.is_dir() and kind in NAMES
+        table = _read_shards(path, source, kind) if shards else READERS[kind](path, source)
     except OSError as error:
         message = f"{source} cannot be read: {error.strerror or error}."
         raise DataError(message, "Check the path and its permissions.") from error
@@ -121,17 +62,9 @@ def read_table(path: Path, source: str, file_format: str = "auto") -> Table:
     return table
 
 
-def kind_of(value: object) -> str:
-    """What a value is, in words for a message: "a number", "null"."""
-    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return "a number"
-    return names.get(type(value), f"a {type(value).__name__}")
-
-
 def _recognise(path: Path, source: str) -> str:
     if path.is_dir():
-        return "text-folder"
+        return _recognise_folder(path, source)
     kind = SUFFIXES.get(path.suffix.lower())
     if kind is None:
         what = f"the suffix '{path.suffix}'" if path.suffix else "no suffix"
@@ -140,12 +73,53 @@ def _recognise(path: Path, source: str) -> str:
     return kind
 
 
+def _recognise_folder(path: Path, source: str) -> str:
+    """A format of shards, or text-folder; a README among shards is no document."""
+    files = [entry for entry in path.iterdir() if entry.is_file()]
+    kinds = sorted({SUFFIXES.get(file.suffix.lower(), "") for file in files} & NAMES.keys())
+    documents = [f for f in files if f.suffix.lower() in DOCUMENTS and not f.stem.lower().startswith("readme")]
+    if not kinds:
+        return "text-folder"
+    if documents or len(kinds) > 1:
+        found = [NAMES[kind] for kind in kinds] + ["text"] * bool(documents)
+        hint = f"Keep one kind, or set data.format to one of: {', '.join(kinds + ['text-folder'] * bool(documents))}."
+        raise DataError(f"{source} holds files of several kinds: {', '.join(found)}.", hint)
+    return kinds[0]
+
+
+def _shards(path: Path, kind: str) -> list[Path]:
+    """The files of one format in a folder, in the order of their names."""
+    files = (entry for entry in path.iterdir() if SUFFIXES.get(entry.suffix.lower()) == kind and entry.is_file())
+    return sorted(files, key=lambda entry: entry.name)
+
+
+def _read_shards(path: Path, source: str, kind: str) -> Table:
+    """All shards as one table; an empty one holds no rows."""
+    files = _shards(path, kind)
+    tables = [(file.name, READERS[kind](file, f"{source}/{file.name}")) for file in files]
+
+    def rows() -> Iterator[Row]:
+        for name, table in tables:
+            for row in table.rows:
+                yield Row(f"{name}, {row.place}", row.values)
+
+    return Table(
+        columns=tuple(dict.fromkeys(column for _, table in tables for column in table.columns)),
+        rows=Lazy(rows, sum(len(table.rows) for _, table in tables)),
+        blank=sum(table.blank for _, table in tables),
+        skipped=sum(1 for _ in path.iterdir()) - len(files),
+        files=f"{NAMES[kind]} files",
+    )
+
+
 def _check_kind(path: Path, source: str, kind: str) -> None:
     if kind == "text-folder":
         if not path.is_dir():
             hint = "Set data.format: text to read a file with a record a line."
             raise DataError(f"{source} is not a folder, which the format text-folder reads.", hint)
     elif path.is_dir():
+        if kind in NAMES and _shards(path, kind):
+            return
         hint = "Name a file, or set data.format: text-folder for a folder with a text file a record."
         raise DataError(f"{source} is a folder, but the format {kind} reads one file.", hint)
     elif not path.is_file():
@@ -153,133 +127,8 @@ def _check_kind(path: Path, source: str, kind: str) -> None:
         raise DataError(f"{source} is not a regular file.", hint)
 
 
-def _check_text(path: Path, source: str) -> None:
-    """Refuse what is not UTF-8, or holds a NUL byte."""
-    offset, nul = 0, 0
-    with path.open("rb") as file:
-        for line, data in enumerate(file, 1):
-            try:
-                data.decode()
-            except UnicodeDecodeError as error:
-                byte = error.start + 1
-                where = f"invalid UTF-8 at byte {byte} of the line (byte {offset + byte} of the file)."
-                raise DataError(f"{source}, line {line}: {where}", "Convert the file to UTF-8.") from error
-            if not nul and b"\0" in data:
-                nul = line
-            offset += len(data)
-    if nul:
-        raise DataError(f"{source}, line {nul}: a NUL byte.", "It is not a text file, or not in UTF-8.")
-
-
-def _read_text(path: Path, source: str) -> str:
-    """The whole file as text; a byte-order mark is tolerated."""
-    _check_text(path, source)
-    return path.read_bytes().decode().removeprefix("\ufeff")
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines; they end at line feeds alone: JSON and prose may hold the other separators Unicode knows."""
-    with path.open(encoding="utf-8-sig", newline="\n") as file:
-        for number, line in enumerate(file, 1):
-            yield number, line.removesuffix("\n").removesuffix("\r")
-
-
-def _blank_lines(path: Path) -> int:
-    return sum(not line.strip() for _, line in _lines(path))
-
-
-def _read_jsonl(path: Path, source: str) -> Table:
-    _check_text(path, source)
-    if next((line.lstrip() for _, line in _lines(path) if line.strip()), "")[:1] == "[":
-        return _json_items(path, source, "")
-
-    def rows() -> Iterator[Row]:
-        for number, line in _lines(path):
-            if line.strip():
-                yield Row(f"line {number}", _object(_decode(line, source, number), f"{source}, line {number}"))
-
-    return scanned(rows, blank=_blank_lines(path))
-
-
-def _object(item: Any, where: str) -> dict[str, object]:
-    if not isinstance(item, dict):
-        raise DataError(f"{where}: {kind_of(item)}, not an object.", JSON_HINT)
-    return item
-
-
-def _read_json(path: Path, source: str) -> Table:
-    """JSON lines, an array of objects, or an object whose one key has such an array."""
-    _check_text(path, source)
-    filled = (line for _, line in _lines(path) if line.strip())
-    first, more = next(filled, ""), next(filled, None) is not None
-    if first.lstrip()[:1] != "{":
-        return _read_jsonl(path, source)
-    key = _list_key(path, source, first, more)
-    return _read_jsonl(path, source) if key is None else _json_items(path, source, key)
-
-
-def _list_key(path: Path, source: str, first: str, more: bool) -> str | None:
-    """The key of an object that has a list of records; None where the file is JSON lines."""
-    try:
-        whole = msgspec.json.decode(first.encode())
-        if more:
-            return None  # a line is an object, and there are others
-    except (msgspec.DecodeError, RecursionError):
-        text = _read_text(path, source)
-        try:
-            msgspec.json.decode(text.encode(), type=dict[str, msgspec.Raw])
-        except msgspec.DecodeError:
-            return None  # neither lines nor one object: reading it as lines says where
-        whole = _decode(text, source, 1)
-        if len(whole) != 1:
-            listed = ", ".join(map(repr, whole))
-            message = f"{source} is one object with {len(whole)} keys: {listed}."
-            raise DataError(message, f"{JSON_HINT} An object may hold the array under its only key.") from None
-    (key, items), *others = whole.items() if isinstance(whole, dict) and whole else [("", None)]
-    if others or not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-        return None
-    # One record on one line may have its messages as its only key.
-    return None if not more and all({"role", "content"} <= item.keys() for item in items) else key
-
-
-def _json_items(path: Path, source: str, key: str) -> Table:
-    """The objects of the array that is the file, or that is under `key` in it, each decoded when asked for."""
-    text = _read_text(path, source)
-    kind: Any = dict[str, list[msgspec.Raw]] if key else list[msgspec.Raw]
-    try:
-        found = msgspec.json.decode(text.encode(), type=kind)
-        items = found[key] if key else found
-        for item in items:
-            msgspec.json.decode(item)
-    except (msgspec.DecodeError, RecursionError):
-        # Decoded as a whole, to be told where it is wrong.
-        _decode(text, source, 1)
-        raise
-
-    def rows() -> Iterator[Row]:
-        for number, item in enumerate(items, 1):
-            yield Row(f"item {number}", _object(msgspec.json.decode(item), f"{source}, item {number}"))
-
-    return scanned(rows)
-
-
-def _decode(text: str, source: str, first_line: int) -> Any:
-    data = text.encode()
-    try:
-        return msgspec.json.decode(data)
-    except RecursionError as error:
-        raise DataError(f"{source}, line {first_line}: JSON is nested too deeply.", JSON_HINT) from error
-    except msgspec.DecodeError as error:
-        reason, _, byte = str(error).removeprefix("JSON is malformed: ").partition(" (byte ")
-        at = int(byte.rstrip(")")) if byte else len(data)
-        line = first_line + data.count(b"\n", 0, at)
-        column = len(data[data.rfind(b"\n", 0, at) + 1 : at].decode(errors="replace")) + 1
-        message = f"{source}, line {line}, column {column}: malformed JSON, {reason.lower()}."
-        raise DataError(message, JSON_HINT) from error
-
-
 def _read_csv(path: Path, source: str) -> Table:
-    _check_text(path, source)
+    check_text(path, source)
     return _tabular(lambda: _csv_fields(path, source), source)
 
 
@@ -305,8 +154,8 @@ def _csv_fields(path: Path, source: str) -> Iterator[tuple[int, list[str]]]:
 
 def _read_tsv(path: Path, source: str) -> Table:
     # In tab-separated text a quote is a character like any other: no text needs quoting.
-    _check_text(path, source)
-    return _tabular(lambda: ((n, line.split("\t") if line else []) for n, line in _lines(path)), source)
+    check_text(path, source)
+    return _tabular(lambda: ((n, line.split("\t") if line else []) for n, line in text_lines(path)), source)
 
 
 def _tabular(fields: Callable[[], Iterator[tuple[int, list[str]]]], source: str) -> Table:
@@ -357,12 +206,12 @@ def _read_parquet(path: Path, source: str) -> Table:
 
 
 def _read_lines(path: Path, source: str) -> Table:
-    _check_text(path, source)
+    check_text(path, source)
 
     def rows() -> Iterator[Row]:
-        return (Row(f"line {number}", {"text": line}) for number, line in _lines(path) if line.strip())
+        return (Row(f"line {number}", {"text": line}) for number, line in text_lines(path) if line.strip())
 
-    return scanned(rows, ("text",), blank=_blank_lines(path))
+    return scanned(rows, ("text",), blank=blank_lines(path))
 
 
 def _read_folder(path: Path, source: str) -> Table:
@@ -374,16 +223,16 @@ def _read_folder(path: Path, source: str) -> Table:
 
     def rows() -> Iterator[Row]:
         for file in files:
-            yield Row(file.name, {"text": _read_text(file, f"{source}/{file.name}"), "file": file.name})
+            yield Row(file.name, {"text": read_text(file, f"{source}/{file.name}"), "file": file.name})
 
     return replace(scanned(rows, ("text", "file")), skipped=len(entries) - len(files))
 
 
 READERS = {
-    "jsonl": _read_jsonl,
+    "jsonl": read_jsonl,
     "csv": _read_csv,
     "tsv": _read_tsv,
-    "json": _read_json,
+    "json": read_json,
     "parquet": _read_parquet,
     "text": _read_lines,
     "text-folder": _read_folder,

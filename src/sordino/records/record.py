@@ -12,7 +12,7 @@ from sordino.results import Notice
 
 __all__ = ["DataConfig", "Dataset", "Format", "Message", "Record", "content_digest", "record_id", "unit_words"]
 
-Format = Literal["auto", "jsonl", "csv", "tsv", "json", "parquet", "text", "text-folder"]
+Format = Literal["auto", "jsonl", "csv", "tsv", "json", "parquet", "text", "text-folder", "datasets"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,10 @@ class DataConfig:
     (default: a digest of the content), `unit` the column of whom a record belongs to (default: each
     record is its own unit); `unit_rows` makes every so many consecutive rows one unit instead. `label`
     names the column of classes, for a classifier.
+
+    `path` is a file, a folder of text files or of shards of one format, a folder that `save_to_disk` of the
+    `datasets` library wrote, or a data set on the hub: "hub:owner/name" or "hf://datasets/owner/name", of
+    which `subset`, `split` and `revision` choose.
     """
 
     path: str
@@ -57,6 +61,9 @@ class DataConfig:
     id: str | None = None
     unit: str | None = None
     unit_rows: int | None = None
+    subset: str | None = None
+    split: str | None = None
+    revision: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sordino.errors import ConfigError, DataError, did_you_mean
-from sordino.records.readers import Row, kind_of
 from sordino.records.record import DataConfig, Message
+from sordino.records.tables import Row, kind_of
 
 __all__ = ["CHAT_ROLES", "Shape", "column_value", "count_extra_keys", "find_shape", "label_of", "to_messages"]
 

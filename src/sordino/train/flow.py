@@ -15,7 +15,7 @@ from sordino.canaries import Canary, manifest, plant
 from sordino.config import RunConfig, recorded
 from sordino.errors import ConfigError, RunError
 from sordino.evidence import digest
-from sordino.records import Example, Split, read, split
+from sordino.records import Example, Split, read, split, unit_words
 from sordino.records.labels import label_notices, labels_of
 from sordino.records.store import load as load_split
 from sordino.records.store import save as save_split
@@ -273,7 +273,7 @@ def plan_of(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
     longest = max((len(t) for t in tokens), default=0)
     return {
         **prepared.counts,
-        "unit": prepared.unit_kind,
+        "unit": unit_words(prepared.unit_kind),
         **({"classes": len(prepared.labels)} if prepared.labels else {}),
         "sequences": len(tokens),
         "tokens an epoch": sum(len(t) if prepared.labels else int(t.target.sum()) for t in tokens),
