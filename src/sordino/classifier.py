@@ -4,7 +4,8 @@ The head of a trunk that has none is drawn from the run's seed alone, so that th
 control of every audit, can be had again and recognised by its digest.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from sordino.config import ModelConfig
 from sordino.errors import ModelError
 
-__all__ = ["Classes", "class_logits", "head_names", "load_classifier", "prepare_shape", "usable_context"]
+__all__ = ["Classes", "class_logits", "head_names", "load_classifier", "prepare_shape", "unreported", "usable_context"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +71,19 @@ def load_classifier(config: ModelConfig, source: str, classes: Classes, *, pad: 
         holder.pad_token_id = pad
     _check_padding(module, pad or 0, source)
     return module  # type: ignore[no-any-return]
+
+
+@contextmanager
+def unreported() -> Iterator[None]:
+    """Without what transformers says below an error: a head is meant to be new, a table of it would only alarm."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _check_padding(module: nn.Module, pad: int, source: str) -> None:
@@ -128,7 +142,8 @@ def class_logits(module: Any, input_ids: Tensor, attention_mask: Tensor) -> Tens
 
     A decoder is read at each record's last token by the mask. Its own forward finds that token by what
     is not the padding token, and so misreads texts that end in one: where padding is the end-of-text or
-    the unknown token, as it often is. An encoder reads its first token, which padding does not move.
+    the unknown token, as it often is. An encoder reads its first token, which padding does not move; of a
+    tuned prompt, that is the first virtual one, as PEFT reads it too.
     """
     bare = module.get_base_model() if hasattr(module, "get_base_model") else module
     # Decoders call their head `score` and apply it to every position; encoders apply theirs to one.
@@ -138,8 +153,11 @@ def class_logits(module: Any, input_ids: Tensor, attention_mask: Tensor) -> Tens
         return logits
     kept: list[Tensor] = []
     handle = head.register_forward_hook(lambda _, args, output: kept.append(output))
+    # Where virtual tokens make embeddings of the text, its own forward warns that it finds no padding.
+    virtual = hasattr(module, "peft_config") and module.active_peft_config.is_prompt_learning
     try:
-        module(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        with unreported() if virtual else nullcontext():
+            module(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
     finally:
         handle.remove()
     scores = kept[0]

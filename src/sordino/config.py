@@ -323,9 +323,6 @@ def _check_task(config: RunConfig) -> None:
     if config.train.too_long == "split":
         hint = "Use truncate or refuse."
         raise ConfigError("train.too_long is 'split': the pieces of a text have no class of their own.", hint)
-    if config.method.kind not in ("lora", "full"):
-        hint = "Use lora or full."
-        raise ConfigError(f"method.kind is {config.method.kind!r}, which cannot tune a classifier yet.", hint)
 
 
 def check_values(config: RunConfig) -> None:

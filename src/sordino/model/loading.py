@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sordino.classifier import Classes, load_classifier
+from sordino.classifier import Classes, load_classifier, unreported
 from sordino.config import ModelConfig
 from sordino.errors import ConfigError, ModelError, SordinoError
 from sordino.evidence import digest, digest_files, require_safetensors
@@ -128,7 +128,7 @@ def load(
     tokenizer = load_tokenizer(config)
     if classes is not None:
         source, pad = folder or resolve(config.path), tokenizer.pad_token_id
-        with loading(config, "The classifier"), _unreported():
+        with loading(config, "The classifier"), unreported():
             module = load_classifier(config, source, classes, pad=pad, tuned=folder is not None)
         return Model(module.to(pick_device(config.device)), tokenizer, config, classes=classes)
     with loading(config, "The model"):
@@ -142,19 +142,6 @@ def load(
     if module.get_output_embeddings() is None:
         raise ModelError(f"{config.path!r} has no language-model head.", "Use a causal language model.")
     return Model(module=module.to(pick_device(config.device)), tokenizer=tokenizer, config=config)
-
-
-@contextmanager
-def _unreported() -> Iterator[None]:
-    # A head is meant to be new: the loader's table of what is missing would only alarm.
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
 
 
 @contextmanager

@@ -40,22 +40,23 @@ def attach(model: Model, method: MethodConfig, seed: int) -> Model:
     _check_fit(model, method)
     torch.manual_seed(seed)
     module = model.module
+    heads = None if model.classes is None else head_names(module)
     if method.kind == "full":
         module.requires_grad_(True)
     elif method.kind in _OURS:
         module.requires_grad_(False)
-        module.add_module(OWN, _ours(module, method))
+        module.add_module(OWN, _ours(module, method, heads))
     else:
-        module = _wrapped(module, method, None if model.classes is None else head_names(module))
+        module = _wrapped(module, method, heads)
     return dataclasses.replace(model, module=module, method=method)
 
 
-def _ours(module: Any, method: MethodConfig) -> Own:
+def _ours(module: Any, method: MethodConfig, heads: list[str] | None) -> Own:
     if method.kind == "head":
-        return attach_head(module)
+        return attach_head(module, heads)
     if method.kind == "bitfit":
-        return attach_bitfit(module)
-    return attach_adapters(module, method.bottleneck)
+        return attach_bitfit(module, heads)
+    return attach_adapters(module, method.bottleneck, heads)
 
 
 def _wrapped(module: nn.Module, method: MethodConfig, heads: list[str] | None) -> nn.Module:
@@ -76,13 +77,13 @@ def _peft_config(module: nn.Module, method: MethodConfig, heads: list[str] | Non
     if method.kind == "lora":
         return lora_config(module, method, heads)
     if method.kind == "ia3":
-        return ia3_config(module)
-    return prefix_config(method) if method.kind == "prefix" else prompt_config(module, method)
+        return ia3_config(module, heads)
+    return (prefix_config if method.kind == "prefix" else prompt_config)(module, method, heads)
 
 
 def _trimmed(module: Any) -> nn.Module:
-    """A PEFT model whose logits have one position a token, whatever it puts before them."""
-    if module.active_peft_config.is_prompt_learning:
+    """A PEFT model whose logits have one position a token, whatever it puts before them; a classifier as it is."""
+    if module.active_peft_config.is_prompt_learning and module.active_peft_config.task_type != "SEQ_CLS":
         module.register_forward_hook(real_positions, with_kwargs=True)
     wrapped: nn.Module = module
     return wrapped
@@ -118,8 +119,8 @@ def save(model: Model, folder: Path) -> None:
             if isinstance(settings.get(key), list):
                 settings[key] = sorted(set(settings[key])) or None
         path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
-        if model.classes is not None:
-            model.module.config.save_pretrained(str(folder))  # an adapter alone would not name its classes
+    if model.classes is not None:
+        model.module.config.save_pretrained(str(folder))  # what was tuned would not name its classes
     model.tokenizer.save_pretrained(str(folder))
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from sordino.config import MethodConfig
 from sordino.model.methods.adapters import Bottlenecks
 from sordino.model.methods.replaced import Replaced
+from sordino.model.methods.virtual import without_virtual
 
 __all__ = ["OWN", "Own", "base_state", "own", "untuned", "unwrapped", "virtual_tokens"]
 
@@ -45,7 +46,9 @@ def own(module: nn.Module) -> Own | None:
 def untuned(module: Any) -> AbstractContextManager[None]:
     """A context in which a tuned model computes, bit for bit, what it did before it was tuned."""
     if hasattr(module, "peft_config"):
-        switch: AbstractContextManager[None] = module.disable_adapter()
+        settings = module.active_peft_config
+        virtual = settings.is_prompt_learning and settings.task_type == "SEQ_CLS"
+        switch: AbstractContextManager[None] = without_virtual(module) if virtual else module.disable_adapter()
         return switch
     found = own(module)
     return nullcontext() if found is None else found.off(module)

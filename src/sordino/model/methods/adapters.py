@@ -1,6 +1,6 @@
 """Bottleneck adapters after both sub-layers of every block (Houlsby et al. 2019, arXiv:1902.00751)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,7 +8,9 @@ import torch
 from torch import nn
 from torch.nn.functional import gelu
 
+from sordino.model.methods.head import parameters_of
 from sordino.model.methods.layout import blocks, conv1d
+from sordino.model.methods.replaced import Replaced
 
 __all__ = ["Bottlenecks", "attach_adapters"]
 
@@ -36,11 +38,15 @@ class _Bottleneck(nn.Module):
 
 
 class Bottlenecks(nn.Module):
-    """The adapters of a model."""
+    """The adapters of a model, and of a classifier its head."""
 
-    def __init__(self, model: nn.Module, places: list[str], inner: int) -> None:
-        """Hang one adapter of `inner` units behind each of the linear modules `places` of `model`."""
+    def __init__(self, model: nn.Module, places: list[str], inner: int, whole: Sequence[str] = ()) -> None:
+        """Hang one adapter of `inner` units behind each of the linear modules `places` of `model`.
+
+        The parameters called `whole` are tuned along with them.
+        """
         super().__init__()
+        self.head = Replaced(model, whole)
         self.at = nn.ModuleList()
         for place in places:
             before: Any = model.get_submodule(place)
@@ -50,8 +56,8 @@ class Bottlenecks(nn.Module):
             self.at.append(adapter)
 
     def tensors(self, model: nn.Module) -> dict[str, torch.Tensor]:
-        """What is tuned, by its name among the adapters."""
-        return dict(self.named_parameters())
+        """What is tuned, by its name among the adapters, or in `model`."""
+        return {**dict(self.named_parameters()), **self.head.tensors(model)}
 
     @contextmanager
     def off(self, model: nn.Module) -> Iterator[None]:
@@ -61,17 +67,19 @@ class Bottlenecks(nn.Module):
         for adapter in adapters:
             adapter.on = False
         try:
-            yield
+            with self.head.off(model):
+                yield
         finally:
             for adapter, on in zip(adapters, before, strict=True):
                 adapter.on = on
 
 
-def attach_adapters(module: Any, inner: int) -> Bottlenecks:
+def attach_adapters(module: Any, inner: int, heads: Sequence[str] | None = None) -> Bottlenecks:
     """Adapters behind attention and feed-forward, before what they add to is added.
 
-    The paper tunes layer norms and the head along with them; here they stay as they are.
+    The paper tunes layer norms and the head along with them; here they stay as they are, but for
+    `heads`, the modules above a classifier's trunk.
     """
     found = blocks(module, "adapters")
     places = [f"{b.place}.{name}" for b in found for name in (b.attention_out, b.feedforward_out)]
-    return Bottlenecks(module, places, inner)
+    return Bottlenecks(module, places, inner, parameters_of(module, heads or ()))

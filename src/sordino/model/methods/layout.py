@@ -9,11 +9,13 @@ from sordino.errors import ConfigError
 
 __all__ = ["Block", "blocks", "conv1d"]
 
-_KEYS_VALUES = ("k_proj", "v_proj", "key", "value")
+_KEYS_VALUES = ("k_proj", "v_proj", "key", "value", "key_proj", "value_proj", "k_lin", "v_lin", "k", "v")
 # One module for queries, keys and values.
 _FUSED = ("c_attn", "query_key_value", "qkv_proj", "Wqkv")
-_ATTENTION_OUT = ("o_proj", "out_proj", "c_proj", "dense")
-_FEEDFORWARD_OUT = ("down_proj", "c_proj", "fc2", "fc_out", "dense_4h_to_h")
+_ATTENTION_OUT = ("o_proj", "out_proj", "c_proj", "dense", "out_lin", "Wo", "o")
+_FEEDFORWARD_OUT = ("down_proj", "c_proj", "fc2", "fc_out", "dense_4h_to_h", "lin2", "Wo")
+# BERT and its kin, where every other linear module of a block is called `dense` as well.
+_FEEDFORWARD_PATH = "output.dense"
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ def conv1d() -> type[nn.Module]:
 
 
 def blocks(module: Any, kind: str) -> list[Block]:
-    """The blocks of a decoder; raises `ConfigError` where method `kind` finds none it knows."""
+    """The blocks of a decoder or encoder; raises `ConfigError` where method `kind` finds none it knows."""
     count = module.config.get_text_config().num_hidden_layers
     stacks = ((n, m) for n, m in module.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count)
     name, stack = next(stacks, ("", ()))
@@ -54,7 +56,8 @@ def _block(place: str, block: nn.Module, kind: str) -> Block:
     attention = [n for n in linear if "att" in n.rpartition(".")[0]]
     inner = [n for n in attention if _leaf(n) in _FUSED] or [n for n in attention if _leaf(n) in _KEYS_VALUES]
     first = [n for n in attention if _leaf(n) in _ATTENTION_OUT]
-    second = [n for n in linear if n not in attention and _leaf(n) in _FEEDFORWARD_OUT]
+    rest = [n for n in linear if n not in attention]
+    second = [n for n in rest if _leaf(n) in _FEEDFORWARD_OUT or n == _FEEDFORWARD_PATH]
     if not inner or len(first) != 1 or len(second) != 1:
         message = f"method.kind is {kind}, but in {place} it cannot be told which linear module does what."
         raise ConfigError(message, f"Use lora. Linear modules there: {', '.join(linear) or 'none'}.")
