@@ -7,12 +7,14 @@ from typing import Any, Literal
 
 import torch
 
+from sordino.classifier import class_logits, head_names
 from sordino.config import ModelConfig, RunConfig, recorded
 from sordino.errors import ConfigError, ModelError, RunError
 from sordino.model import BUNDLED, Model, load, restore, save, weights_digest
 from sordino.report.card import Artefact, render_card
 from sordino.results import AuditReport, RunCard
 from sordino.run import Run, write_atomic, write_folder
+from sordino.train.flow import classes_of
 
 __all__ = ["export"]
 
@@ -73,7 +75,8 @@ def _check_place(run: Run, out: Path, force: bool) -> None:
 
 def _restored(run: Run, config: RunConfig, card: RunCard) -> Model:
     """The tuned model on the CPU; raises `RunError` where the base under its adapter has changed."""
-    model = restore(dataclasses.replace(config.model, device="cpu"), config.method, run.weights)
+    classes = classes_of(config, card.data.get("labels", ()))
+    model = restore(dataclasses.replace(config.model, device="cpu"), config.method, run.weights, classes)
     found = card.model["base"] if config.method.kind == "full" else model.base().digest()
     if found != card.model["base"]:
         message = f"The model {config.model.path} has changed since it was tuned."
@@ -82,7 +85,7 @@ def _restored(run: Run, config: RunConfig, card: RunCard) -> Model:
 
 
 def _write(model: Model, folder: Path, config: RunConfig, *, merge: bool, dtype: Kind) -> Artefact:
-    hub = _is_hub(config.model)
+    hub = _is_hub(config.model) and _is_whole(model, config)
     base = config.model.path if hub else Path(config.model.path).name
     kept = dtype == "float32"
     if not hasattr(model.module, "peft_config"):
@@ -95,13 +98,24 @@ def _write(model: Model, folder: Path, config: RunConfig, *, merge: bool, dtype:
     _save_as(model, folder, dtype)
     _rename_base(folder / "adapter_config.json", base if hub else "base", config.model.revision if hub else None)
     if not hub:
-        _save_as(load(dataclasses.replace(config.model, device="cpu")), folder / "base", dtype)
+        _save_as(load(dataclasses.replace(config.model, device="cpu"), classes=model.classes), folder / "base", dtype)
     form = "An adapter" if hub else "An adapter, with the base it needs in the folder base"
     return Artefact(form=form, base=base, dtype=dtype, adapter=True, hub=hub, audited=kept)
 
 
 def _is_hub(config: ModelConfig) -> bool:
     return config.path != BUNDLED and not Path(config.path).is_dir()
+
+
+def _is_whole(model: Model, config: RunConfig) -> bool:
+    """Whether all below a head comes from the source: some lack a pooling layer, which was drawn from the seed."""
+    if model.classes is None or config.method.kind == "full":
+        return True
+    source = dataclasses.replace(config.model, device="cpu")
+    bases = [load(source, classes=dataclasses.replace(model.classes, seed=seed)).module for seed in (0, 1)]
+    heads = head_names(bases[0])
+    one, two = (base.state_dict() for base in bases)
+    return all(torch.equal(value, two[name]) for name, value in one.items() if name.split(".")[0] not in heads)
 
 
 def _save_as(model: Model, folder: Path, dtype: Kind) -> None:
@@ -130,7 +144,7 @@ def _merged(model: Model) -> Model:
 
 def _plain(model: Model) -> Model:
     """A model of the base's own architecture with the tuned weights, where that computes the same."""
-    plain = load(model.config)
+    plain = load(model.config, classes=model.classes)
     tuned = model.module.state_dict()
     plain.module.load_state_dict({name: tuned[name] for name in plain.module.state_dict() if name in tuned})
     _same(_logits(model), _logits(plain), "Leaving out what the method added to the architecture")
@@ -141,6 +155,8 @@ def _logits(model: Model) -> torch.Tensor:
     vocabulary = int(model.module.config.get_text_config().vocab_size)
     with model.active() as module:
         ids = torch.arange(16, device=model.device)[None] * 7 % vocabulary
+        if model.classes is not None:
+            return class_logits(module, ids, torch.ones_like(ids)).double()
         logits: Any = module(input_ids=ids, use_cache=False).logits
         return logits.double()  # type: ignore[no-any-return]
 

@@ -38,24 +38,29 @@ class Artefact:
 def render_card(card: RunCard, report: AuditReport | None, artefact: Artefact) -> str:
     """Write README.md of an exported model, the same text for the same arguments."""
     parts = [
-        _front(artefact),
+        _front(card, artefact),
         f"# {_plain(card.name)}",
         f"{_plain(artefact.form)}, in {artefact.dtype}; fine-tuned from {_plain(artefact.base)} on private records.",
-        _usage(artefact),
+        _usage(card, artefact),
         _training(card),
         *_privacy(report, artefact),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _front(artefact: Artefact) -> str:
-    lines = ["---", f"library_name: {'peft' if artefact.adapter else 'transformers'}", "pipeline_tag: text-generation"]
+def _classifies(card: RunCard) -> bool:
+    return card.config.get("task") == "classification"
+
+
+def _front(card: RunCard, artefact: Artefact) -> str:
+    lines = ["---", f"library_name: {'peft' if artefact.adapter else 'transformers'}"]
+    lines.append(f"pipeline_tag: {'text-classification' if _classifies(card) else 'text-generation'}")
     if artefact.hub:
         lines.append(f"base_model: {artefact.base}")
     return "\n".join([*lines, "tags:", "- sordino", "---"])
 
 
-def _usage(artefact: Artefact) -> str:
+def _usage(card: RunCard, artefact: Artefact) -> str:
     head = "## Use\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
     load = 'model = AutoModelForCausalLM.from_pretrained("FOLDER")\n'
     if artefact.adapter:
@@ -63,6 +68,12 @@ def _usage(artefact: Artefact) -> str:
         where = artefact.base if artefact.hub else "FOLDER/base"
         load = f'base = AutoModelForCausalLM.from_pretrained("{where}")\n'
         load += 'model = PeftModel.from_pretrained(base, "FOLDER")\n'
+    if _classifies(card):
+        head, load = (part.replace("ForCausalLM", "ForSequenceClassification") for part in (head, load))
+        if artefact.adapter and artefact.hub:
+            # The base knows nothing of the classes; config.json beside the adapter does.
+            head = head.replace("import Auto", "import AutoConfig, Auto", 1)
+            load = load.replace(f'("{where}")', f'(\n    "{where}", config=AutoConfig.from_pretrained("FOLDER")\n)')
     return f'{head}{load}tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n```'
 
 
@@ -74,8 +85,11 @@ def _training(card: RunCard) -> str:
     rows += [(key.replace("_", " ").capitalize(), str(train[key])) for key in _TRAIN if key in train]
     rows += [("Records trained on", f"{counts['trained']:,}")] if "trained" in counts else []
     rows += [("Unit of privacy", str(card.data["unit"]))] if "unit" in card.data else []
-    figures = (("step", "Optimizer steps"), ("tokens", "Target tokens, all epochs together"))
+    read = "Tokens read" if _classifies(card) else "Target tokens"
+    figures = (("step", "Optimizer steps"), ("tokens", f"{read}, all epochs together"))
     rows += [(name, f"{card.training[key]:,}") for key, name in figures if key in card.training]
+    if card.training.get("accuracy") is not None:
+        rows.append(("Accuracy on validation records", f"{card.training['accuracy']:.3f}"))
     shape = (("parameters", "Parameters"), ("trainable", "Parameters tuned"))
     rows += [(name, f"{card.model[key]:,}") for key, name in shape if key in card.model]
     rows.append(("Differential privacy", "none was claimed"))
@@ -94,7 +108,7 @@ def _privacy(report: AuditReport | None, artefact: Artefact) -> list[str]:
     parts = [
         "## Privacy",
         f"**{text.STATE[state]}.** {_plain(sentence)}",
-        text.MEANING[state],
+        text.meaning(report),
         _bullets(reasons),
         _attacks(report),
         _canaries(report),
