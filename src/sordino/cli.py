@@ -153,6 +153,7 @@ def audit(  # noqa: PLR0913 - each is an option of its own
         An OpenAI-compatible server, such as http://127.0.0.1:8000/v1, to ask for --model.
     tokenizer
         With --endpoint: the tokenizer of the served model (a folder or hub id); by default that of --base.
+        Not needed where the server tells no log-probabilities, or with `--access text`.
     api_key_env
         With --endpoint: the environment variable that holds the key; the key is written nowhere.
     out

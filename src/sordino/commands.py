@@ -155,7 +155,8 @@ def run_list(as_json: bool) -> int:
 
     table = Table("attack", "family", "what it does", "sees", "needs", "paper")
     for a in attacks:
-        needs = ", ".join([*(["the untuned base"] if a.base else []), *(f"{v} view" for v in sorted(a.views))]) or "–"
+        needs = ", ".join([*(["the untuned base"] if a.base else []), *(f"{v} view" for v in sorted(a.views)),
+                           *(["a server's text"] if "samples" in a.needs else [])]) or "–"  # fmt: skip
         table.add_row(a.name, a.family, a.summary, a.access, needs, a.paper)
     Console().print(table)
     return 0

@@ -35,6 +35,7 @@ class Completions:
 
     `url` is the base that ends in /v1 (it is added where it is missing); `key` goes into the header
     of each request and nowhere else; `wait` sleeps between attempts. Certificates are verified.
+    `unsent` are fields that tell questions apart and are not sent, such as a `seed` the server refuses.
     """
 
     url: str
@@ -45,6 +46,7 @@ class Completions:
     timeout: float = 60.0
     attempts: int = 6
     wait: Callable[[float], None] = time.sleep
+    unsent: tuple[str, ...] = ()
 
     @property
     def address(self) -> str:
@@ -92,13 +94,14 @@ class Completions:
                 yield i, json.loads(path.read_bytes())
 
     def _path(self, body: Body) -> Path:
-        key = digest(self.address, self.model, json.dumps(body, sort_keys=True))
+        key = digest(self.address, self.model, json.dumps(body, sort_keys=True), *self.unsent)
         return self.folder / key[:2] / f"{key}.json"
 
     def _one(self, client: Any, body: Body) -> dict[str, Any]:
         from sordino.run import write_atomic
 
-        choice = self._checked(self._post(client, {"model": self.model, **body}))
+        sent = {name: value for name, value in body.items() if name not in self.unsent}
+        choice = self._checked(self._post(client, {"model": self.model, **sent}))
         path = self._path(body)
         path.parent.mkdir(mode=0o700, exist_ok=True)
         write_atomic(path, json.dumps(choice).encode(), mode=0o600)

@@ -1,7 +1,7 @@
 """Batched generation with shared prefixes: what the model says, or would say, after a prefix."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,12 @@ from torch import nn
 
 from sordino.model import Model, unwrapped
 
-__all__ = ["Continuation", "greedy"]
+__all__ = ["Continuation", "greedy", "sampled"]
 
 # Paths in a batch.
 _PATHS = 2048
+
+Pick = Callable[[torch.Tensor], torch.Tensor]
 
 
 def greedy(
@@ -26,6 +28,28 @@ def greedy(
     Each is the most likely token by the model's own logits: no setting that came with the model
     (repetition penalty, suppressed tokens) has a say.
     """
+    return _generate(model, prefixes, lengths, lambda logits: logits.argmax(dim=-1, keepdim=True), batch_size)
+
+
+def sampled(
+    model: Model, prefixes: Sequence[np.ndarray], lengths: Sequence[int], *, seed: int, batch_size: int = 64
+) -> list[np.ndarray]:
+    """`lengths[i]` tokens drawn after `prefixes[i]` at temperature 1; the end token does not stop it.
+
+    Whoever shares a batch shares its random numbers: the same call gives the same tokens.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(logits: torch.Tensor) -> torch.Tensor:
+        chances = torch.softmax(logits.float(), dim=-1).cpu()
+        return torch.multinomial(chances, 1, generator=generator).to(logits.device)
+
+    return _generate(model, prefixes, lengths, draw, batch_size)
+
+
+def _generate(
+    model: Model, prefixes: Sequence[np.ndarray], lengths: Sequence[int], pick: Pick, batch_size: int
+) -> list[np.ndarray]:
     out: list[np.ndarray] = [np.empty(0, dtype=np.int32)] * len(prefixes)
     # Prefixes of one length share a batch: no padding, so no position is shifted.
     order = sorted(range(len(prefixes)), key=lambda i: (len(prefixes[i]), lengths[i]))
@@ -35,17 +59,17 @@ def greedy(
             width = len(prefixes[order[start]])
             chosen = [i for i in order[start : start + batch_size] if len(prefixes[i]) == width]
             ids = torch.from_numpy(np.stack([prefixes[i] for i in chosen]).astype(np.int64)).to(model.device)
-            made = _decode(module, ids, max(lengths[i] for i in chosen))
+            made = _decode(module, ids, max(lengths[i] for i in chosen), pick)
             for row, i in enumerate(chosen):
                 out[i] = made[row, : lengths[i]].cpu().numpy().astype(np.int32)
             start += len(chosen)
     return out
 
 
-def _decode(module: nn.Module, ids: torch.Tensor, length: int) -> torch.Tensor:
-    """The `length` most likely tokens (B, length) after `ids` (B, P), one after the other."""
+def _decode(module: nn.Module, ids: torch.Tensor, length: int, pick: Pick) -> torch.Tensor:
+    """The `length` tokens (B, length) that `pick` takes after `ids` (B, P), one after the other."""
     read = module(input_ids=ids, use_cache=True)
-    made = [read.logits[:, -1].argmax(dim=-1, keepdim=True)]
+    made = [pick(read.logits[:, -1])]
     for _ in range(length - 1):
         cache = getattr(read, "past_key_values", None)
         if cache is None:
@@ -54,7 +78,7 @@ def _decode(module: nn.Module, ids: torch.Tensor, length: int) -> torch.Tensor:
         else:
             # Virtual tokens are in the cache; PEFT would put them there again.
             read = unwrapped(module)(input_ids=made[-1], past_key_values=cache, use_cache=True)
-        made.append(read.logits[:, -1].argmax(dim=-1, keepdim=True))
+        made.append(pick(read.logits[:, -1]))
     return torch.cat(made, dim=1)
 
 

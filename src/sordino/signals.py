@@ -15,7 +15,7 @@ from jaxtyping import Float, Int32, Int64, Num
 from sordino.errors import RunError
 from sordino.run import write_folder
 
-__all__ = ["STATISTICS", "Ragged", "Signals", "Statistics", "Store"]
+__all__ = ["STATISTICS", "Generated", "Ragged", "Signals", "Statistics", "Store"]
 
 STATISTICS = ("logprob", "mean", "variance", "rank", "top")
 """What is known of a scored token; a server may tell less (see `Statistics`)."""
@@ -109,11 +109,26 @@ class Statistics:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Generated:
+    """What a model wrote after the beginning of each record, where text is all that it gives.
+
+    `prompts` are the beginnings and `remainders` how the records truly go on ("": nothing to try);
+    `samples` are continuations drawn at temperature 1, `greedy` the one at temperature 0.
+    """
+
+    prompts: Sequence[str]
+    remainders: Sequence[str]
+    samples: Sequence[tuple[str, ...]]
+    greedy: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Signals:
     """What an attack may look at: records and a model's statistics on them, without labels.
 
     `texts` are the target texts of the records; `base` the same records under the untuned (or
-    another reference) model; `views` the same records transformed, such as `lowercase`.
+    another reference) model; `views` the same records transformed, such as `lowercase`;
+    `generated` what was written after their beginnings, where a subject gives samples.
     """
 
     record_ids: Sequence[str]
@@ -121,6 +136,7 @@ class Signals:
     statistics: Statistics
     base: "Signals | None" = None
     views: Mapping[str, "Signals"] = field(default_factory=dict)
+    generated: Generated | None = None
 
     def __len__(self) -> int:
         """The number of records."""
@@ -140,6 +156,12 @@ class Signals:
         """`base`, for attacks that declare that they need it."""
         assert self.base is not None  # the runner gives a base to every attack that declares it
         return self.base
+
+    @property
+    def written(self) -> Generated:
+        """`generated`, for attacks that declare that they need `samples`."""
+        assert self.generated is not None  # the runner gives it to every attack that declares it
+        return self.generated
 
     @property
     def nll(self) -> Scores:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sordino.attacks.base import Attack, check
-from sordino.signals import STATISTICS, Signals, Statistics
+from sordino.signals import STATISTICS, Generated, Signals, Statistics
 from sordino.stats import auc
 
 RECORDS, VOCABULARY = 200, 24
@@ -31,6 +31,19 @@ def statistics(logits, tokens, lengths):
         top=logp.argmax(axis=1).astype(np.int32),
         others=(np.exp(logp) * np.log1p(-np.exp(logp))).sum(axis=1) - np.exp(own) * np.log1p(-np.exp(own)),
     )
+
+
+def generated(tokens, lengths, share, seed):
+    """What a model writes that gets each word of a record right with probability `share` (records)."""
+    rng, starts = np.random.default_rng([seed, 99]), np.concatenate([[0], np.cumsum(lengths)])
+    true, samples = [], []
+    for record, count in enumerate(lengths):
+        own = tokens[starts[record] : starts[record] + count]
+        true.append(" ".join(f"w{t}" for t in own))
+        right = rng.random((5, count)) < share[record]
+        drawn = np.where(right, own, rng.integers(0, 10 * VOCABULARY, (5, count)))
+        samples.append(tuple(" ".join(f"w{t}" for t in row) for row in drawn))
+    return Generated(prompts=["so"] * len(true), remainders=true, samples=samples, greedy=[s[0] for s in samples])
 
 
 def synthetic(gain: float, seed: int = 0, lengths=None) -> Signals:
@@ -57,9 +70,13 @@ def synthetic(gain: float, seed: int = 0, lengths=None) -> Signals:
     for name in ("lowercase",):
         bare = statistics(tuned(1.5 * rng.normal(size=base.shape), 0.0), tokens, lengths)
         views[name] = Signals(record_ids=names, texts=[text.lower() for text in texts], statistics=bare)
-    reference = Signals(record_ids=names, texts=texts, statistics=statistics(base, tokens, lengths), views=views)
+    inside = np.resize(MEMBER, len(lengths))
+    before, after = (generated(tokens, lengths, 0.2 + 0.2 * g * inside, seed) for g in (0.0, gain))
+    reference = Signals(
+        record_ids=names, texts=texts, statistics=statistics(base, tokens, lengths), views=views, generated=before
+    )
     made = statistics(tuned(base, gain), tokens, lengths)
-    return Signals(record_ids=names, texts=texts, statistics=made, base=reference, views=views)
+    return Signals(record_ids=names, texts=texts, statistics=made, base=reference, views=views, generated=after)
 
 
 def select(signals: Signals, chosen) -> Signals:
@@ -70,6 +87,8 @@ def select(signals: Signals, chosen) -> Signals:
         statistics=signals.statistics.select(chosen),
         base=None if signals.base is None else select(signals.base, chosen),
         views={name: select(view, chosen) for name, view in signals.views.items()},
+        generated=signals.generated
+        and Generated(**{f.name: [getattr(signals.generated, f.name)[i] for i in chosen] for f in fields(Generated)}),
     )
 
 

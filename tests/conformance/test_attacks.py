@@ -34,6 +34,7 @@ OURS = (
     "modified_entropy",
     "reference",
     "reference_ratio",
+    "samia",
     "windows",
     "zlib",
 )
@@ -54,7 +55,7 @@ def test_extraction_attacks_say_what_they_are(attack):
 
 def test_the_attacks_that_ship_are_found():
     assert set(OURS) <= set(MEMBERSHIP)
-    assert {"prefix", "exposure"} <= set(EXTRACTION)
+    assert {"prefix", "exposure", "verbatim"} <= set(EXTRACTION)
     assert list(MEMBERSHIP) == sorted(MEMBERSHIP)
     assert all(name == attack.name for name, attack in MEMBERSHIP.items())
     has_one_name(prefix)

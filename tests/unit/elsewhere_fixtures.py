@@ -49,13 +49,16 @@ def learn(model: Model, known: Sequence[str], steps: int = 40) -> None:
 class Stub:
     """A server of completions: what it was asked, and how it is to misbehave.
 
-    `logprobs` says whether it tells those of the prompt; `script` are statuses to answer first.
+    `logprobs` says whether it tells those of the prompt; `script` are statuses to answer first; `names`
+    the models that it serves.
     """
 
     model: Model
     logprobs: bool = True
     key: str | None = None
     refuses_zero: bool = False
+    refuses_seed: bool = False
+    names: tuple[str, ...] = ("served",)
     script: list[int] = field(default_factory=list)
     asked: list[dict[str, Any]] = field(default_factory=list)
     url: str = ""
@@ -66,10 +69,12 @@ class Stub:
             return status, {"error": {"message": "busy"}}
         if self.key and authorization != f"Bearer {self.key}":
             return 401, {"error": {"message": "no such key"}}
-        if body["model"] != "served":
+        if body["model"] not in self.names:
             return 404, {"error": {"message": f"The model {body['model']} does not exist"}}
         if body.get("echo") and body["max_tokens"] == 0 and self.refuses_zero:
             return 400, {"error": {"message": "max_tokens must be at least 1"}}
+        if "seed" in body and self.refuses_seed:
+            return 400, {"error": {"message": "unknown field seed"}}
         prompt = body["prompt"]
         ids = self.model.tokenizer(prompt).input_ids if isinstance(prompt, str) else prompt
         choice: dict[str, Any] = {"text": self._text(ids, body), "finish_reason": "length", "logprobs": None}

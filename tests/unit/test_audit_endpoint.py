@@ -108,13 +108,6 @@ def test_a_model_that_is_not_served_is_named(stub, tmp_path):
         audit(create_external(config(tmp_path, stub, model={"path": "other"})))
 
 
-def test_a_server_that_tells_no_log_probabilities(stub, tmp_path):
-    stub.logprobs = False
-    with pytest.raises(AuditError, match="gives no log-probabilities of a prompt's tokens") as error:
-        audit(create_external(config(tmp_path, stub)))
-    assert "vLLM" in error.value.hint
-
-
 def test_a_server_that_is_not_there(tmp_path, bundled):
     with serving(Stub(model=bundled)) as gone:
         pass

@@ -382,7 +382,12 @@ def test_exit_codes(desk, monkeypatch, capsys, words, code):
             "none.jsonl",
         ),
         (["a", "b"], "2 run folders were given"),
-        (["--model", "served", "--endpoint", "http://127.0.0.1:9", *FILES], "--tokenizer is missing"),
+        (
+            ["--model", "served", "--endpoint", "http://127.0.0.1:9", *FILES, "--requests.attempts", "1"],
+            "gave no answer in 1 attempts",
+        ),
+        (["--model", "tuned", *FILES, "--access", "text"], "--access text is for a server"),
+        (["--model", "tuned", *FILES, "--samples", "0"], "samples is 0"),
     ],
 )
 def test_mistakes_are_explained(desk, monkeypatch, capsys, words, text):

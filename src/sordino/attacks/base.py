@@ -33,8 +33,9 @@ class Attack:
 
     `access` is what the adversary must see (for example "log-probabilities"); `base` says whether
     the untuned model's signals are needed; `views` are the transforms of each record to be scored
-    as well; `needs` the statistics of a token it reads, as some servers tell only `logprob`; `paper`
-    its source; `tasks` are the kinds of model on which it means something.
+    as well; `needs` the statistics of a token it reads, as some servers tell only `logprob`, or
+    `samples`: text that the model writes; `paper` its source; `tasks` are the kinds of model on which
+    it means something.
     """
 
     name: str

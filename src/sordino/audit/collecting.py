@@ -9,6 +9,7 @@ import numpy as np
 
 from sordino.audit.external import open_external
 from sordino.audit.subjects import Subject, Trained
+from sordino.audit.written import Written
 from sordino.evidence import digest
 from sordino.records import Example, content_digest
 from sordino.run import Run
@@ -33,7 +34,7 @@ class Collector:
     def __init__(self, run: Run, ticker: Ticker = lambda name, total: lambda done: None) -> None:
         """Open `run`; raises `RunError` where it is not trained to its end, or its weights have changed."""
         self.run, self.card, self.ticker = run, run.card, ticker
-        self.subject: Subject = open_external(run) if self.card.status == "external" else Trained(run)
+        self.subject: Subject | Written = open_external(run) if self.card.status == "external" else Trained(run)
         self.store = Store(run.private / "signals")
         self.forwards = 0
         self._encoded: dict[tuple[str, str], Tokens] = {}
@@ -41,7 +42,13 @@ class Collector:
     @cached_property
     def serializer(self) -> Serializer:
         """The subject's own serializer; raises `RunError` where the tokenizer has changed since."""
-        return self.subject.load_serializer()
+        return self.reader.load_serializer()
+
+    @property
+    def reader(self) -> Subject:
+        """The subject, as one that reads tokens."""
+        assert not isinstance(self.subject, Written)  # which knows texts only
+        return self.subject
 
     @property
     def tuned(self) -> Any:
@@ -61,6 +68,8 @@ class Collector:
 
         Where there is no untuned model, the tuned one's have no base, and the second are None.
         """
+        if isinstance(self.subject, Written):
+            return self.subject.signals(examples, self.ticker)
         tuned = self._signals(examples, views, "tuned")
         if not self.subject.has_base:
             return tuned, None
@@ -84,7 +93,7 @@ class Collector:
         """A digest of all that numbers about `examples` under a model depend on."""
         records = (e.record for e in examples)
         contents = (part for r in records for part in (r.id, content_digest(r.messages, r.label)))
-        return digest(_DEFINITION, *self.subject.identity(which), *more, *contents)
+        return digest(_DEFINITION, *self.reader.identity(which), *more, *contents)
 
     def _statistics(self, examples: Sequence[Example], tokens: Sequence[Tokens], which: str, view: str) -> Statistics:
         key = self.key(examples, which, view)
@@ -92,11 +101,11 @@ class Collector:
         if found is not None:
             return found
         label = f"{'model' if which == 'tuned' else 'untuned model'}" + (f", {view}" if view else "")
-        made = self.subject.measure(tokens, which, self.ticker(label, len(tokens)))
+        made = self.reader.measure(tokens, which, self.ticker(label, len(tokens)))
         self.forwards += 1
         manifest = {
             "definition": _DEFINITION, "model": which, "view": view or "plain", "records": len(tokens),
-            **self.subject.manifest(),
+            **self.reader.manifest(),
         }  # fmt: skip
         self.store.put(key, made, manifest)
         return made
@@ -104,4 +113,4 @@ class Collector:
     def repeats(self, prefixes: Sequence[np.ndarray], suffixes: Sequence[np.ndarray]) -> list[bool]:
         """Whether the tuned model, decoding greedily, puts each suffix after its prefix."""
         self.forwards += 1
-        return self.subject.repeats(prefixes, suffixes)
+        return self.reader.repeats(prefixes, suffixes)

@@ -16,6 +16,7 @@ from sordino.attacks.base import Task
 from sordino.audit.placing import place
 from sordino.audit.settings import ExternalConfig
 from sordino.audit.subjects import Subject, said
+from sordino.audit.written import Written
 from sordino.config import ModelConfig, recorded_as
 from sordino.errors import ModelError, RunError
 from sordino.evidence import digest
@@ -42,8 +43,10 @@ def create_external(config: ExternalConfig) -> Run:
     nonmembers = read(dataclasses.replace(config.data, path=config.nonmembers))
     placed = place(members, nonmembers, config.near_duplicates)
     model, notices = _describe(config, [e for e in placed.examples if e.role == "candidate"])
-    settings = msgspec.to_builtins(dataclasses.replace(config, out="", audit=type(config.audit)()))
-    key = digest(encode(settings), encode(model), members.fingerprint, nonmembers.fingerprint)
+    # Neither the plan nor more samples make another question: answers that are there are used.
+    settings = msgspec.to_builtins(dataclasses.replace(config, out="", audit=type(config.audit)(), samples=1))
+    identified = {name: value for name, value in model.items() if name != "requests"}
+    key = digest(encode(settings), encode(identified), members.fingerprint, nonmembers.fingerprint)
     card = RunCard(
         name="",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -161,13 +164,13 @@ def check_base_tokens(config: ExternalConfig, base: Path, serializer: Serializer
         raise ModelError(message, "Give the model that it was tuned from, or leave out --base.")
 
 
-def open_external(run: Run) -> Subject:
+def open_external(run: Run) -> "Subject | Written":
     """The subject of an audit of a model trained elsewhere: weights here, or a server."""
     config = recorded_as(ExternalConfig, run.card.config, str(run.path / "run.json"))
     if config.endpoint is not None:
-        from sordino.audit.endpoint import Endpoint
+        from sordino.audit.endpoint import open_endpoint
 
-        return Endpoint(run, config)
+        return open_endpoint(run, config)
     return External(run, config)
 
 

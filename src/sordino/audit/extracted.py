@@ -9,6 +9,7 @@ import numpy as np
 
 from sordino import stats
 from sordino.attacks.base import Attack, Windows
+from sordino.attacks.words import first
 from sordino.audit.collecting import Collector
 from sordino.audit.evaluate import Evidence, estimate
 from sordino.evidence import digest
@@ -61,16 +62,23 @@ def attempt(
     `rate` is the share of trained-on records with a passage that comes out, `non-members` that of
     records held out, `excess` their difference; the control has the same under the untuned base.
     """
-    planned = {"prefix_tokens": plan.prefix_tokens, "suffix_tokens": plan.suffix_tokens}
+    planned = {
+        "prefix_tokens": plan.prefix_tokens, "suffix_tokens": plan.suffix_tokens, "suffix_words": plan.suffix_tokens,
+    }  # fmt: skip
     wanted = {k: v for k, v in planned.items() if k in attack.parameters}
     tuned = attack(pair[0], **wanted)
     base = None if pair[1] is None else attack(pair[1], **wanted)
-    passages = _passages(attack, collector, examples, tuned, base, wanted)
+    text = pair[0].generated is not None
+    if text:
+        passages = _written(pair[0], examples, tuned, base)
+    else:
+        passages = _passages(attack, collector, examples, tuned, base, wanted)
     refuted = {p.record_id for p in passages if not p.confirmed}
     hit = _hits(tuned, len(examples))
     hit &= np.array([e.record.id not in refuted for e in examples])
     possible = tuned.tried > 0
-    notes = [f"{int(hit.sum())} records gave a passage; each was decoded again to confirm it."]
+    how = "as the server wrote it; lengths are in words" if text else "each was decoded again to confirm it"
+    notes = [f"{int(hit.sum())} records gave a passage; {how}."]
     if refuted:
         notes.append(f"{len(refuted)} more were ties that decoding broke the other way; they do not count.")
     if not possible.all():
@@ -102,6 +110,19 @@ def _shares(hit: np.ndarray, possible: np.ndarray, evidence: Evidence, confidenc
 
     members, others = share(possible & evidence.member), share(possible & ~evidence.member)
     return {"rate": members, "non-members": others, "excess": difference(members, others)}
+
+
+def _written(signals: Signals, examples: Sequence[Example], tuned: Windows, base: Windows | None) -> list[Passage]:
+    """The passages that a server wrote; `tokens` counts words here."""
+    texts, known = signals.written, set() if base is None else set(base.record.tolist())
+    return [
+        Passage(
+            record_id=examples[i].record.id, member=examples[i].included, prefix=texts.prompts[i],
+            suffix=first(texts.remainders[i], int(stop - start)), tokens=int(stop - start), base_hit=int(i) in known,
+            confirmed=True,
+        )
+        for i, start, stop in zip(tuned.record, tuned.start, tuned.stop, strict=True)
+    ]  # fmt: skip
 
 
 def _passages(

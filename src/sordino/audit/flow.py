@@ -22,11 +22,12 @@ from sordino.audit.planted import Found, canary_levels, expose
 from sordino.audit.require import check_names, judge, parse
 from sordino.audit.settings import load_external
 from sordino.audit.subjects import Subject, Trained
-from sordino.audit.verdict import UNTESTED_ELSEWHERE, Findings, claims, threat_model, untested, verdict
+from sordino.audit.verdict import UNTESTED_ELSEWHERE, UNTESTED_TEXT, Findings, claims, threat_model, untested, verdict
+from sordino.audit.written import Written
 from sordino.errors import AuditError
 from sordino.records import Example, Split
 from sordino.records.store import load as load_split
-from sordino.results import Attempt, AuditPlan, AuditReport, Estimate, Gate, encode
+from sordino.results import Attempt, AuditPlan, AuditReport, Estimate, Gate, Notice, encode
 from sordino.run import Run
 from sordino.signals import Signals
 
@@ -163,7 +164,7 @@ class _Chosen:
     left_out: tuple[str, ...]
 
 
-def _chosen(names: Sequence[str], plan: AuditPlan, subject: Subject) -> _Chosen:
+def _chosen(names: Sequence[str], plan: AuditPlan, subject: Subject | Written) -> _Chosen:
     """The attacks asked for, as far as the subject has what they need.
 
     Raises `AuditError` for a name that is not there, or that was asked for and cannot be carried out.
@@ -185,15 +186,28 @@ def _chosen(names: Sequence[str], plan: AuditPlan, subject: Subject) -> _Chosen:
     return _Chosen(
         membership=membership,
         extraction={n: a for n, a in windowed.items() if n not in lacking},
-        left_out=tuple(f"The attack {n}: it needs {why}." for n, why in lacking.items()),
+        left_out=_left_out(lacking, {**known, **windowed}, subject),
     )
 
 
 _HINT = "Give --base, an --endpoint with prompt log-probabilities, or the weights; see `sordino audit --list`."
+_TEXT = frozenset({"samples"})
 
 
-def _lacking(attack: Attack, subject: Subject) -> str:
+def _left_out(lacking: Mapping[str, str], known: Mapping[str, Attack], subject: Subject | Written) -> tuple[str, ...]:
+    if isinstance(subject, Written):
+        names = ", ".join(lacking)
+        return (
+            (f"Attacks on log-probabilities ({names}): of this server only generated text was seen.",) if names else ()
+        )
+    # That no adversary was tried who sees only text stands among what is untested, whatever the attacks are.
+    return tuple(f"The attack {n}: it needs {why}." for n, why in lacking.items() if known[n].needs != _TEXT)
+
+
+def _lacking(attack: Attack, subject: Subject | Written) -> str:
     """What an attack needs and the subject has not, in words."""
+    if attack.needs == _TEXT and not isinstance(subject, Written):
+        return "generated text, which only a server is asked for (--endpoint with --access text)"
     missing = sorted(attack.needs - subject.gives)
     words = ["the untuned base model"] if attack.base and not subject.has_base else []
     return " and ".join(words + ([f"{', '.join(missing)} of each token"] if missing else []))
@@ -306,7 +320,7 @@ def _report(
         requirements=tuple(judge(text, metrics) for text in plan.require),
         untested=untested(findings.task, {n: a.tasks for n, a in discover("membership").items()})
         if here
-        else UNTESTED_ELSEWHERE,
+        else (UNTESTED_TEXT if isinstance(collector.subject, Written) else UNTESTED_ELSEWHERE),
         counts={
             **card.data["counts"],
             "members": int(evidence.member.sum()),
@@ -315,12 +329,18 @@ def _report(
             f"{group} out": findings.nonmembers,
             "unscored": outcome.unscored,
         },
-        notices=card.notices,
+        notices=_notices(collector),
         provenance=_provenance(collector),
         seconds={"training": float(card.training.get("seconds", 0.0))} if here else {},
         strongest=outcome.strongest,
         trained_here=here,
     )
+
+
+def _notices(collector: Collector) -> tuple[Notice, ...]:
+    """Those of the run, and those of what a server wrote, each once."""
+    more = collector.subject.notices if isinstance(collector.subject, Written) else ()
+    return tuple(dict.fromkeys((*collector.card.notices, *more)))
 
 
 def _provenance(collector: Collector) -> dict[str, str]:

@@ -32,7 +32,9 @@ class ExternalConfig:
     that of the weights (`auto`: as they are stored); `quantize` int8 of all linear layers, on CPUs.
     `endpoint` is the URL of a server that has the model under the name `model.path`, `tokenizer` the
     model's tokenizer then (a folder or hub id), `api_key_env` the name of the environment variable with
-    the key. `max_length` is in tokens (default: the context, at most 1,024).
+    the key; `base_served` says that `base` is a name on that server too. `access` `text` asks for generated
+    text alone, `auto` only where no log-probabilities are told; then `samples` continuations a record are
+    drawn. `max_length` is in tokens (default: the context, at most 1,024), then in words (default: 256).
     """
 
     data: DataConfig
@@ -45,6 +47,9 @@ class ExternalConfig:
     endpoint: str | None = None
     tokenizer: str | None = None
     api_key_env: str | None = None
+    base_served: bool = False
+    access: Literal["auto", "text"] = "auto"
+    samples: int = 10
     requests: RequestsConfig = RequestsConfig()
     near_duplicates: float = 0.8
     max_length: int | None = None
@@ -82,6 +87,7 @@ def _check_ranges(config: ExternalConfig) -> None:
         ("requests.concurrency", asked.concurrency, 1 <= asked.concurrency <= 64, "1 to 64"),
         # With fewer no p-value is below 1 %, and the controls that guard a split from elsewhere cannot fail.
         ("audit.shuffles", config.audit.shuffles, config.audit.shuffles >= 199, "at least 199"),
+        ("samples", config.samples, 1 <= config.samples <= 1000, "1 to 1000"),
         ("requests.timeout", asked.timeout, asked.timeout > 0, "seconds, above 0"),
         ("requests.attempts", asked.attempts, 1 <= asked.attempts <= 20, "1 to 20"),
     )
@@ -95,14 +101,20 @@ def _check_company(config: ExternalConfig) -> None:
     server, local = config.endpoint is not None, "a model that is loaded here"
     there = {
         "--adapter": config.adapter is not None, "--quantize": config.quantize is not None,
-        "--dtype": config.dtype != "auto" and config.base is None,
+        "--dtype": config.dtype != "auto" and (config.base is None or config.base_served),
     }  # fmt: skip
     for flag, given in there.items():
         if server and given:
             raise ConfigError(f"{flag} is for {local}; --endpoint asks a server.", f"Leave out {flag} or --endpoint.")
-    for flag, value in (("--tokenizer", config.tokenizer), ("--api-key-env", config.api_key_env)):
-        if value is not None and not server:
+    asked = {
+        "--tokenizer": config.tokenizer is not None, "--api-key-env": config.api_key_env is not None,
+        "--base_served": config.base_served, "--access text": config.access == "text",
+    }  # fmt: skip
+    for flag, given in asked.items():
+        if given and not server:
             raise ConfigError(f"{flag} is for a server, and there is no --endpoint.", f"Leave out {flag}.")
+    if config.base_served and config.base is None:
+        raise ConfigError("--base_served is given without --base.", "Give the name of the untuned model there.")
     if config.adapter is not None and config.base is not None:
         message = "--adapter and --base are both given."
         raise ConfigError(message, "The untuned base of an adapter is --model itself: leave out --base.")

@@ -7,7 +7,16 @@ from typing import Literal
 from sordino.records import unit_words
 from sordino.results import Attempt, CanaryLevel, Claim, Estimate, Gate, Verdict
 
-__all__ = ["UNTESTED", "UNTESTED_ELSEWHERE", "Findings", "claims", "threat_model", "untested", "verdict"]
+__all__ = [
+    "UNTESTED",
+    "UNTESTED_ELSEWHERE",
+    "UNTESTED_TEXT",
+    "Findings",
+    "claims",
+    "threat_model",
+    "untested",
+    "verdict",
+]
 
 # Below this many coins on a side nothing is called clean, and above this upper end of AUC neither.
 _FEWEST, _CLEAN_AUC, _LEVEL = 100, 0.6, 0.01
@@ -22,6 +31,14 @@ UNTESTED_ELSEWHERE = (
     "Differential privacy: a lower bound on ε needs coins that were drawn before training.",
 )
 """What nobody measured about a model that was trained elsewhere."""
+
+UNTESTED_TEXT = (
+    UNTESTED_ELSEWHERE[0],
+    "Adversaries who see log-probabilities or gradients, which can tell more than the generated text used here.",
+    "Adversaries who see generated text and ask otherwise: here, for what follows the first half of a record.",
+    *UNTESTED_ELSEWHERE[2:],
+)
+"""The same, where nothing but generated text was seen."""
 
 UNTESTED = (
     "Attacks with shadow models (LiRA, RMIA), which can be stronger than every score used here.",
@@ -284,9 +301,10 @@ def threat_model(f: Findings, access: Sequence[str], has_base: bool = True) -> d
     model = "the fine-tuned model" if f.trained_here else "the model in the form named under provenance"
     also = " and also has the public base model" if has_base else ""
     writes = f.task == "causal-lm"
+    text = set(access) == {"generated text"}
     return {
         "Adversary": f"somebody outside who can query {model}{also}",
-        "Sees": ", ".join(sorted(set(access))) + " of texts of their choice",
+        "Sees": ", ".join(sorted(set(access))) + (" after beginnings" if text else " of texts") + " of their choice",
         "Knows": "candidate records, or the beginning of a record; not which ones were trained on"
         if writes
         else "candidate records with their classes; not which ones were trained on",
