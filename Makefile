@@ -28,7 +28,7 @@ demo: .venv/.run ## the whole story on the built-in model and corpus
 	$(BIN)/sordino demo
 
 test: .venv/.dev ## the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: .venv/.dev ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
