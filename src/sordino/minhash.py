@@ -195,7 +195,7 @@ def search(  # noqa: PLR0913, PLR0917 - one pass over arrays that only the compi
         if here == everything:
             if steps <= limit:
                 break
-            steps = -len(seen) * 3  # no limit any more
+            steps, limit = 0, 4 * len(seen)  # more than there are groups and texts
         visit = (stamp << 20) + place
         before, head = -1, first[here]
         while head != -1 and steps <= limit:
