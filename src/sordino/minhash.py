@@ -170,24 +170,6 @@ _SETS = "u8[::1], i8[::1], u8[:,::1], f8"
 _INDEX = "i8[::1], i4[::1], i4[:,::1], i4[:,::1], i8[:,::1], i8[::1]"
 
 
-@_compile(f"i8(i8, i8[::1], {_SETS}, i8[:,::1], i8[::1], i8, i8)")
-def _scan(  # noqa: PLR0913, PLR0917
-    text: int, parent: Any, values: Any, starts: Any, sketches: Any, threshold: float, marks: Any, out: Any, found: int,
-    stamp: int,
-) -> int:  # fmt: skip
-    """Compare `text` with all earlier ones whose group is not yet found: one after another in memory."""
-    near, seen = marks[1], marks[0]
-    for candidate in range(text):
-        if parent[candidate] < 0 or seen[candidate] == stamp or starts[candidate] == starts[candidate + 1]:
-            continue
-        root = find_root(parent, candidate)
-        if near[root] != stamp and _similar(values, starts, sketches, text, candidate, threshold):
-            near[root] = stamp
-            out[found] = root
-            found += 1
-    return found
-
-
 @_compile(f"i8(i8, i8[::1], {_SETS}, {_INDEX}, i8, i8)")
 def search(  # noqa: PLR0913, PLR0917 - one pass over arrays that only the compiler sees
     text: int, parent: Any, values: Any, starts: Any, sketches: Any, threshold: float, entry_start: Any, bucket: Any,
@@ -199,16 +181,21 @@ def search(  # noqa: PLR0913, PLR0917 - one pass over arrays that only the compi
     its text, the next entry of the same group, the last such, and the first entry of the next group;
     `marks` (4, texts) when a text and a near group were seen last, in which bucket a group was, and its first
     entry there; `stamp` is the time, another one for each search.
-    Small buckets come first. Beyond `limit` entries it is faster to `_scan` all earlier texts.
+    Small buckets come first. The last one holds all texts: it is gone through instead of the rest where more
+    than `limit` entries were looked at, each group in one step once it is found.
     """
     first, size = buckets[0], buckets[1]
     owner, same, last, other = links[0], links[1], links[2], links[3]
     seen, near, at_bucket, head_of = marks[0], marks[1], marks[2], marks[3]
     begin, end = entry_start[text], entry_start[text + 1]
     order = np.argsort(size[bucket[begin:end]], kind="mergesort")
-    found, steps = 0, 0
+    found, steps, everything = 0, 0, len(first) - 1
     for place in order:
         here = bucket[begin + place]
+        if here == everything:
+            if steps <= limit:
+                break
+            steps, limit = 0, 4 * len(seen)  # more than there are groups and texts
         visit = (stamp << 20) + place
         before, head = -1, first[here]
         while head != -1 and steps <= limit:
@@ -238,8 +225,6 @@ def search(  # noqa: PLR0913, PLR0917 - one pass over arrays that only the compi
                 tail = same[tail]
             steps += 1
             head = following
-    if steps > limit:
-        found = _scan(text, parent, values, starts, sketches, threshold, marks, out, found, stamp)
     return found
 
 

@@ -120,7 +120,7 @@ def test_groups_are_those_of_their_roots_and_texts_not_added_have_none():
     assert index.adjacent(3) == {2}
 
 
-@pytest.mark.parametrize("patience", [-(10**6), 5, PATIENCE])  # always compare with all, soon, never
+@pytest.mark.parametrize("patience", [-(10**6), 5, PATIENCE])  # through all groups: always, soon, never
 @pytest.mark.parametrize("seed", range(3))
 def test_clusters_are_those_of_a_direct_comparison(seed, patience, monkeypatch):
     monkeypatch.setattr(clusters_module, "PATIENCE", patience)

@@ -36,7 +36,7 @@ _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 _ASCII_WORD = re.compile(r"\w+", re.ASCII)  # the same words of most texts, several times as fast
 MISS, PERMUTATIONS = 1e-6, 128
 _BATCH = 4096
-PATIENCE = 1000  # entries of buckets: from here, and a quarter of all texts, looking at every text is faster
+PATIENCE = 1000  # entries of buckets: from here, going through all groups is faster
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 Small: TypeAlias = npt.NDArray[np.int32]
@@ -98,11 +98,11 @@ def index_texts(texts: Sequence[str], threshold: float, parent: Ints | None = No
     for at, words, short in _tokenized(texts):
         keys[0].add(at, words, WORDS)
         keys[1].add(at, short, CHARACTERS)
-    joins = [made for made in (key.join(count, threshold) for key in keys) if made is not None]
-    widths = [width for key, width in zip(keys, (WORDS, CHARACTERS), strict=True) if key.shared]
+    made = [(key.join(count, threshold), width) for key, width in zip(keys, (WORDS, CHARACTERS), strict=True)]
+    joins = [(join, width) for join, width in made if join is not None]
     if joins:
-        _fill(joins, widths, texts)
-    return NearDuplicates(parent, joins=tuple(joins))
+        _fill(joins, texts)
+    return NearDuplicates(parent, joins=tuple(join for join, _ in joins))
 
 
 def jaccard(a: str, b: str) -> float:
@@ -193,7 +193,7 @@ class _Keys:
     """The bands' keys of all texts that have shingles of one kind."""
 
     def __init__(self, count: int, rows: int) -> None:
-        self.count, self.rows, self.shared = count, rows, False
+        self.count, self.rows = count, rows
         self.seeds = _seeds(2 * count * rows)
         self.texts: list[Ints] = []
         self.keys: list[npt.NDArray[np.uint32]] = []
@@ -220,15 +220,19 @@ class _Keys:
             names = np.where(several, total + np.cumsum(several), 0).astype(np.uint32)
             keys[:, band] = names[inverse]
             total += int(several.sum())
-        shared = keys > 0
-        self.shared = bool(total)
         if not total:
             return None
+        shared = keys > 0
+        counts = shared.sum(axis=1)
         entry_start = np.zeros(texts + 1, dtype=np.int64)
-        entry_start[numbers + 1] = shared.sum(axis=1)
+        entry_start[numbers + 1] = counts + (counts > 0)
         np.cumsum(entry_start, out=entry_start)
-        bucket = keys[shared].astype(np.int32) - np.int32(1)
-        return _Join(threshold, entry_start, bucket, total)
+        # The last entry of every text that has one is in a bucket of all of them.
+        bucket = np.full(entry_start[-1], total, dtype=np.int32)
+        own = np.ones(len(bucket), dtype=np.bool_)
+        own[entry_start[numbers + 1][counts > 0] - 1] = False
+        bucket[own] = keys[shared].astype(np.int32) - np.int32(1)
+        return _Join(threshold, entry_start, bucket, total + 1)
 
 
 class _Join:
@@ -255,19 +259,19 @@ class _Join:
         sets = (self.values, self.starts, self.sketches, self.threshold)
         index = (self.entry_start, self.bucket, self.buckets, self.links, self.marks, out)
         self.searches += 1
-        return int(minhash.search(text, parent, *sets, *index, PATIENCE + text // 4, self.searches))
+        return int(minhash.search(text, parent, *sets, *index, PATIENCE, self.searches))
 
 
-def _fill(joins: Sequence[_Join], widths: Sequence[int], texts: Sequence[str]) -> None:
+def _fill(joins: "Sequence[tuple[_Join, int]]", texts: Sequence[str]) -> None:
     """Give each join the shingles of the texts that have a bucket in it."""
     found: list[list[Hashes]] = [[] for _ in joins]
     sizes: list[list[Ints]] = [[] for _ in joins]
     for at, *kinds in _tokenized(texts):
-        for number, (join, width) in enumerate(zip(joins, widths, strict=True)):
+        for number, (join, width) in enumerate(joins):
             values, starts = _sets(kinds[0 if width == WORDS else 1], width)
             counts = np.diff(starts)
             wanted = np.diff(join.entry_start[at : at + len(counts) + 1]) > 0
             found[number].append(values[np.repeat(wanted, counts)])
             sizes[number].append(np.where(wanted, counts, 0))
-    for join, values_of, sizes_of in zip(joins, found, sizes, strict=True):
+    for (join, _), values_of, sizes_of in zip(joins, found, sizes, strict=True):
         join.hold(np.concatenate(values_of), np.concatenate(sizes_of))
