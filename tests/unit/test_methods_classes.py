@@ -27,7 +27,7 @@ TRAINED = {
     "lora": "lora_", "rslora": "lora_", "dora": "lora_", "prefix": "prompt_encoder.", "prompt": "prompt_encoder.",
     "ia3": "ia3_", "bitfit": "bias", "adapters": "sordino_tuning.at.",
 }  # fmt: skip
-TRAINING = TrainConfig(epochs=12, batch_size=8, learning_rate=0.01, warmup=0.0, schedule="constant")
+TRAINING = TrainConfig(epochs=6, batch_size=8, learning_rate=0.01, warmup=0.0, schedule="constant")
 
 
 def labelled(count: int) -> list[Tokens]:
@@ -97,8 +97,8 @@ def case(request, sources, tmp_path_factory):
     frozen, started = values(model, False), values(model, True)
     before = validation_loss(model, TOKENS, 8)
     # Prompts need more, as docs/fine-tuning.md says.
-    rate = 0.1 if name == "prompt" else TRAINING.learning_rate
-    tune(folder, model, TOKENS, replace(TRAINING, learning_rate=rate))
+    how = replace(TRAINING, learning_rate=0.1, epochs=12) if name == "prompt" else TRAINING
+    tune(folder, model, TOKENS, how)
     after = validation_loss(model, TOKENS, 8)
     save(model, folder / "tuned")
     restored = restore(untuned.config, METHODS[name], folder / "tuned", THREE)
