@@ -51,7 +51,7 @@ def demo(*, out: Path = Path("demo"), seed: int = 0) -> int:
 
 @app.command
 def init(
-    data: Path | None = None,
+    data: str | None = None,
     *,
     out: Path = Path("run.yaml"),
     task: Literal["causal-lm", "classification"] = "causal-lm",
@@ -177,9 +177,7 @@ def audit(  # noqa: PLR0913 - each is an option of its own
         "api_key_env": api_key_env, "out": out,
     }  # fmt: skip
     given = {name: value for name, value in options.items() if value is not None}
-    if given:
-        return run_audit_elsewhere(run, given, require, attack, json)
-    return run_audit(run, require, attack, json)
+    return run_audit_elsewhere(run, given, require, attack, json) if given else run_audit(run, require, attack, json)
 
 
 @app.command

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sordino.model import Model, unwrapped
+from sordino.model import Model, head_of
 from sordino.reduction import head_statistics
 from sordino.serialize import Tokens
 from sordino.signals import Statistics
@@ -59,7 +59,7 @@ class _Head:
     """
 
     def __init__(self, model: Model, module: Any) -> None:
-        self.module, self.head, self.exact = module, _head_of(module), False
+        self.module, self.head, self.exact = module, head_of(module), False
         self.vocabulary = int(module.config.get_text_config().vocab_size)
         config = module.config.get_text_config()
         capped = any(getattr(config, name, None) for name in _AFTER_HEAD)
@@ -102,11 +102,6 @@ class _Head:
         except (IndexError, RuntimeError, ValueError):
             return False
         return split.shape == whole.shape and torch.allclose(split, whole, rtol=1e-4, atol=1e-4)
-
-
-def _head_of(module: Any) -> nn.Module:
-    head: nn.Module = unwrapped(module).get_output_embeddings()
-    return head
 
 
 def _batches(windows: Sequence[_Window], budget: int) -> Iterator[list[int]]:

@@ -42,7 +42,7 @@ def exit_code(report: AuditReport) -> int:
     return 4 if undecided else 0
 
 
-def run_init(data: Path | None, out: Path, force: bool, task: str = "causal-lm") -> int:
+def run_init(data: str | None, out: Path, force: bool, task: str = "causal-lm") -> int:
     """Write a commented configuration, with a seed that nobody can guess."""
     import secrets
 
@@ -53,7 +53,7 @@ def run_init(data: Path | None, out: Path, force: bool, task: str = "causal-lm")
     if out.exists() and not force:
         raise ConfigError(f"{out} exists already.", "Choose another --out, or overwrite it with --force.")
     if data is None:
-        columns, data = {}, Path("records.jsonl")
+        columns, data = {}, "records.jsonl"
         say("no file was given: set data.path before you train")
     else:
         columns = suggest_columns(data, labelled=task == "classification")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sordino.config import ModelConfig
-from sordino.errors import ModelError
+from sordino.errors import ModelError, first_line
 from sordino.evidence import digest, require_safetensors
 from sordino.model import Model, load, on_adapter, resolve, weights_digest
 
@@ -60,8 +60,7 @@ def _download(config: ModelConfig, name: str) -> Path:
     try:
         return Path(snapshot_download(name, revision=config.revision, allow_patterns=wanted))
     except (OSError, ValueError, RuntimeError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        message = f"The model {name!r} cannot be fetched: {first}"
+        message = f"The model {name!r} cannot be fetched: {first_line(error)}."
         raise ModelError(message, "Check the name; a hub id needs a network, a folder needs config.json.") from error
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "SordinoError",
     "TrainingError",
     "did_you_mean",
+    "first_line",
 ]
 
 
@@ -61,6 +62,11 @@ class TrainingError(SordinoError, RuntimeError):
 
 class AuditError(SordinoError, RuntimeError):
     """An audit that cannot be carried out as asked."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what another library's `error` says, without its full stop; else the error's name."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".: ")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -7,7 +7,8 @@ one pass. Numba compiles it (once on a machine: the result is cached), so that u
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from sordino.compiled import compiled
 
 __all__ = ["sums"]
 
@@ -21,7 +22,13 @@ _LOWEST, _HALF, _ONE = _F(-87.0), _F(0.5), _F(1.0)
 _BIAS, _MANTISSA, _NONE = _I(127), _I(23), _I(0)
 
 
-def _sums(logits: Any, targets: Any, peaks: Any, out: Any, first: int, last: int) -> None:
+# Sums may be taken in any order, as vectors do; no other rule of floating point is given up.
+@compiled("void(f4[:,::1], i8[::1], f4[::1], f4[:,::1], i8, i8)", fastmath={"reassoc", "contract", "nsz"})
+def sums(logits: Any, targets: Any, peaks: Any, out: Any, first: int, last: int) -> None:
+    """Fill columns `first` to `last` of `out` (6, N): logit − max, rank and top of the targets, S₀, S₁ and S₂.
+
+    `logits` (N, V), `targets` (N), and `peaks` (N), the largest logit of each row.
+    """
     size = _I(logits.shape[1])
     for i in range(first, last):
         row = logits[i]
@@ -47,16 +54,3 @@ def _sums(logits: Any, targets: Any, peaks: Any, out: Any, first: int, last: int
         # Where the peak is no number, no logit equals it.
         out[0, i], out[1, i], out[2, i] = at - peak, rank, min(top, size - _I(1))
         out[3, i], out[4, i], out[5, i] = s0, s1, s2
-
-
-def _compile() -> Any:
-    signature = "void(f4[:,::1], i8[::1], f4[::1], f4[:,::1], i8, i8)"
-    # Sums may be taken in any order, as vectors do; no other rule of floating point is given up.
-    options: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
-    try:
-        return njit(signature, cache=True, **options)(_sums)
-    except RuntimeError:  # nowhere to keep the result: neither the package nor a cache folder can be written
-        return njit(signature, **options)(_sums)
-
-
-sums = _compile()

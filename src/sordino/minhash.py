@@ -5,10 +5,11 @@ together, so that a group that is settled is passed over in one step, however ma
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
-from numba import njit
+
+from sordino.compiled import compiled
 
 __all__ = ["SKETCH", "add", "band_keys", "char_tokens", "find_root", "search", "shingle_sets", "sketch", "word_tokens"]
 
@@ -24,26 +25,14 @@ _S27, _S30, _S31, _S32 = _U(27), _U(30), _U(31), _U(32)
 _TOP = _U(2**64 - 1)
 
 
-def _compile(signature: str) -> Callable[[F], F]:
-    def compiled(function: F) -> F:
-        options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-        try:
-            made = njit(signature, cache=True, **options)(function)
-        except RuntimeError:  # nowhere to keep the result: neither the package nor a cache folder can be written
-            made = njit(signature, **options)(function)
-        return cast(F, made)
-
-    return compiled
-
-
-@_compile("u8(u8)")
+@compiled("u8(u8)")
 def _mix(x: Any) -> Any:
     x = (x ^ (x >> _S30)) * _M1
     x = (x ^ (x >> _S27)) * _M2
     return x ^ (x >> _S31)
 
 
-@_compile("void(u4[::1], i8[::1], u8[::1], i8[::1])")
+@compiled("void(u4[::1], i8[::1], u8[::1], i8[::1])")
 def word_tokens(codes: Any, edges: Any, tokens: Any, starts: Any) -> None:
     """Hash the words of each text: code points in `codes[edges[i]:edges[i + 1]]`, each word ended by a 0."""
     found = 0
@@ -60,14 +49,14 @@ def word_tokens(codes: Any, edges: Any, tokens: Any, starts: Any) -> None:
     starts[len(edges) - 1] = found
 
 
-@_compile("void(u4[::1], u8[::1])")
+@compiled("void(u4[::1], u8[::1])")
 def char_tokens(codes: Any, tokens: Any) -> None:
     """Hash each code point."""
     for at in range(len(codes)):
         tokens[at] = _mix(_U(codes[at]))
 
 
-@_compile("void(u8[::1], i8[::1], i8, u8[::1], i8[::1])")
+@compiled("void(u8[::1], i8[::1], i8, u8[::1], i8[::1])")
 def shingle_sets(tokens: Any, edges: Any, width: int, values: Any, starts: Any) -> None:
     """Fill `values` with the distinct hashed shingles of `width` tokens of each text, ascending, from `starts[i]`."""
     found = 0
@@ -90,7 +79,7 @@ def shingle_sets(tokens: Any, edges: Any, width: int, values: Any, starts: Any) 
     starts[len(edges) - 1] = found
 
 
-@_compile("void(u8[::1], i8[::1], u8[::1], i8, u4[:,::1])")
+@compiled("void(u8[::1], i8[::1], u8[::1], i8, u4[:,::1])")
 def band_keys(values: Any, starts: Any, seeds: Any, rows: int, keys: Any) -> None:
     """Fill `keys` (texts, bands): each digests `rows` minima of the set under hashes that `seeds` name.
 
@@ -109,7 +98,7 @@ def band_keys(values: Any, starts: Any, seeds: Any, rows: int, keys: Any) -> Non
             keys[i, band] = np.uint32(state >> _S32)
 
 
-@_compile("i8(i8[::1], i8)")
+@compiled("i8(i8[::1], i8)")
 def find_root(parent: Any, at: int) -> int:
     """The root of `at` in a forest of parents, whose paths are halved on the way; -1 for what is in no tree."""
     if parent[at] < 0:
@@ -120,7 +109,7 @@ def find_root(parent: Any, at: int) -> int:
     return at
 
 
-@_compile("void(u8[::1], i8[::1], u8[:,::1])")
+@compiled("void(u8[::1], i8[::1], u8[:,::1])")
 def sketch(values: Any, starts: Any, out: Any) -> None:
     """Fill `out` (texts, SKETCH): of every bit, whether an odd number of the set's shingles fall on it."""
     for i in range(len(starts) - 1):
@@ -129,7 +118,7 @@ def sketch(values: Any, starts: Any, out: Any) -> None:
             out[i, np.int64(place >> _U(6))] ^= _U(1) << (place & _U(63))
 
 
-@_compile("i8(u8)")
+@compiled("i8(u8)")
 def _bits(x: Any) -> Any:
     x = x - ((x >> _U(1)) & _U(0x5555555555555555))
     x = (x & _U(0x3333333333333333)) + ((x >> _U(2)) & _U(0x3333333333333333))
@@ -137,7 +126,7 @@ def _bits(x: Any) -> Any:
     return np.int64((x * _U(0x0101010101010101)) >> _U(56))
 
 
-@_compile("b1(u8[::1], i8[::1], u8[:,::1], i8, i8, f8)")
+@compiled("b1(u8[::1], i8[::1], u8[:,::1], i8, i8, f8)")
 def _similar(values: Any, starts: Any, sketches: Any, a: int, b: int, threshold: float) -> Any:
     i, j, end_i, end_j = starts[a], starts[b], starts[a + 1], starts[b + 1]
     total = (end_i - i) + (end_j - j)
@@ -170,7 +159,7 @@ _SETS = "u8[::1], i8[::1], u8[:,::1], f8"
 _INDEX = "i8[::1], i4[::1], i4[:,::1], i4[:,::1], i8[:,::1], i8[::1]"
 
 
-@_compile(f"i8(i8, i8[::1], {_SETS}, {_INDEX}, i8, i8)")
+@compiled(f"i8(i8, i8[::1], {_SETS}, {_INDEX}, i8, i8)")
 def search(  # noqa: PLR0913, PLR0917 - one pass over arrays that only the compiler sees
     text: int, parent: Any, values: Any, starts: Any, sketches: Any, threshold: float, entry_start: Any, bucket: Any,
     buckets: Any, links: Any, marks: Any, out: Any, limit: int, stamp: int,
@@ -228,7 +217,7 @@ def search(  # noqa: PLR0913, PLR0917 - one pass over arrays that only the compi
     return found
 
 
-@_compile("void(i8, i8[::1], i4[::1], i4[:,::1], i4[:,::1])")
+@compiled("void(i8, i8[::1], i4[::1], i4[:,::1], i4[:,::1])")
 def add(text: int, entry_start: Any, bucket: Any, buckets: Any, links: Any) -> None:
     """Put `text` in front of each of its buckets, as a group of its own there until the next search."""
     for entry in range(entry_start[text], entry_start[text + 1]):

@@ -94,14 +94,14 @@ _MEANING = {
 }
 
 
-def starter(path: Path, columns: Mapping[str, str], task: str = "causal-lm", seed: int = 0) -> str:
+def starter(path: Path | str, columns: Mapping[str, str], task: str = "causal-lm", seed: int = 0) -> str:
     """A commented configuration for the records at `path`, with the `columns` found in them."""
     lines = []
     for key in _COLUMNS:
         value = _quoted(columns[key]) if key in columns else "null"
         text = f"  {key}: {value}"
         lines.append(f"{text:<21}# {_MEANING[key]}".rstrip(" #") if _MEANING[key] else text)
-    name = "".join(c if c.isalnum() or c in "-_" else "-" for c in path.stem.lower()) or "run"
+    name = "".join(c if c.isalnum() or c in "-_" else "-" for c in Path(path).stem.lower()) or "run"
     return _TEMPLATE.format(
         name=_quoted(name), task=task, seed=seed, path=_quoted(str(path)), columns="\n".join(lines) + "\n"
     )

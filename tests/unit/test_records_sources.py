@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sordino.cli import main
 from sordino.errors import ConfigError, DataError
 from sordino.records import DataConfig, read, suggest_columns
 from sordino.records.readers import read_table
@@ -152,6 +153,15 @@ def test_a_folder_through_the_loader_of_the_hub(tmp_path, cache):
         read(DataConfig(path=f"hub:{folder}"))
     with pytest.raises(DataError, match=r"cannot be loaded from the hub: .*BuilderConfig"):
         read(DataConfig(path=f"hub:{folder}", subset="nothing"))
+
+
+@pytest.mark.parametrize("path", ["hub:nobody/nothing", "hf://datasets/nobody/nothing"])
+def test_init_takes_a_hub_id_as_it_is_written(path, tmp_path, cache, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(["init", path])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {path} cannot be loaded from the hub")
 
 
 @pytest.mark.parametrize("path", ["hub:nobody/nothing", "hf://datasets/nobody/nothing"])

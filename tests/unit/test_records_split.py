@@ -2,12 +2,14 @@
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from scipy.stats import binomtest, chi2_contingency
 
 from sordino.errors import ConfigError, DataError
 from sordino.records import DataConfig, Dataset, Example, Message, Record, SplitConfig, coin, read, split
+from sordino.records.placed import tallied
 
 WORDS = [f"w{n}" for n in range(4000)]
 
@@ -257,3 +259,22 @@ def test_read_and_split_agree_on_units(tmp_path):
     data = read(DataConfig(path="a.txt", unit_rows=4), tmp_path)
     made = split(data, SplitConfig(), 1)
     assert {example.group for example in made.examples} == set(data.units)
+
+
+def test_tallies_are_those_of_counting_one_by_one():
+    made = placed(unlike(120), seed=3)
+    first = made.examples[0]
+    canary = [replace(first, record=replace(first.record, id=f"canary-{i}", unit=f"c{i}"), role="canary",
+                      included=bool(i % 2), repetitions=i) for i in range(1, 5)]  # fmt: skip
+    examples = [*made.examples, *canary]
+    own = [e for e in examples if e.role != "canary"]
+    expected = {
+        "records": len(own), "units": len({e.record.unit for e in own}), "trained": sum(e.included for e in own),
+        "members": sum(e.role == "candidate" and e.included for e in own),
+        "non-members": sum(e.role == "candidate" and not e.included for e in own),
+        "coins": len({e.group for e in own if e.role == "candidate"}),
+        "validation": sum(e.role == "validation" for e in own), "excluded": sum(e.role == "excluded" for e in own),
+        "canaries": 4, "canary copies": 1 + 3,
+    }  # fmt: skip
+    assert tallied(made.with_canaries(canary).examples) == expected
+    assert tallied(tuple(examples)) == expected

@@ -42,7 +42,7 @@ def create_external(config: ExternalConfig) -> Run:
     members = read(config.data)
     nonmembers = read(dataclasses.replace(config.data, path=config.nonmembers))
     placed = place(members, nonmembers, config.near_duplicates)
-    model, notices = _describe(config, [e for e in placed.examples if e.role == "candidate"])
+    model, notices = _describe(config, list(placed.candidates))
     # Neither the plan nor more samples make another question: answers that are there are used.
     settings = msgspec.to_builtins(dataclasses.replace(config, out="", audit=type(config.audit)(), samples=1))
     identified = {name: value for name, value in model.items() if name != "requests"}

@@ -95,7 +95,7 @@ def _audit(run: Run, require: Sequence[str], names: Sequence[str], ticker: Ticke
     check_names(plan.require, _known_metrics(chosen, plan, collector))
     seeds = _Seeds(collector.card.seed)
 
-    candidates = [e for e in placed.examples if e.role == "candidate"]
+    candidates = list(placed.candidates)
     if not candidates:
         message = f"{run.path} has no audit candidates: it was trained with split.candidates: 0."
         raise AuditError(message, "Train with candidates to be able to audit.")

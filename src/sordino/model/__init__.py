@@ -11,7 +11,7 @@ from sordino.model.loading import (
     tokenizer_digest_of,
     weights_digest,
 )
-from sordino.model.methods import unwrapped
+from sordino.model.methods import head_of, unwrapped
 from sordino.model.tuning import attach, count_parameters, on_adapter, restore, save, weightless
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Model",
     "attach",
     "count_parameters",
+    "head_of",
     "load",
     "load_tokenizer",
     "on_adapter",

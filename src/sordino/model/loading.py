@@ -10,13 +10,12 @@ import torch
 
 from sordino.classifier import Classes, load_classifier, unreported
 from sordino.config import ModelConfig
-from sordino.errors import ConfigError, ModelError, SordinoError
+from sordino.errors import ConfigError, ModelError, SordinoError, first_line
 from sordino.evidence import digest, digest_files, require_safetensors
 from sordino.model.handle import Model
 
 __all__ = [
     "BUNDLED",
-    "first_line",
     "load",
     "load_tokenizer",
     "loading",
@@ -58,11 +57,6 @@ def resolve(path: str) -> str:
     return path
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its name."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 @contextmanager
 def _without_bars() -> Iterator[None]:
     # Progress is shown by whoever called, once; the loaders' own bars would stand in between.
@@ -93,7 +87,7 @@ def loading(config: ModelConfig, what: str) -> Iterator[None]:
             hint = "It brings code of its own; set model.remote_code: true only if you have read that code."
         else:
             hint = "Check the name; a hub id needs a network, a folder needs config.json and *.safetensors."
-        raise ModelError(f"{what} {config.path!r} cannot be loaded: {first_line(error)}", hint) from error
+        raise ModelError(f"{what} {config.path!r} cannot be loaded: {first_line(error)}.", hint) from error
 
 
 def load_tokenizer(config: ModelConfig, folder: str | None = None) -> Any:

@@ -11,10 +11,10 @@ from torch import nn
 
 from sordino.classifier import Classes, head_names, prepare_shape
 from sordino.config import MethodConfig, ModelConfig, check_method
-from sordino.errors import ConfigError, ModelError
+from sordino.errors import ConfigError, ModelError, first_line
 from sordino.evidence import require_safetensors
 from sordino.model.handle import Model
-from sordino.model.loading import first_line, load, loading, quiet, resolve
+from sordino.model.loading import load, loading, quiet, resolve
 from sordino.model.methods import OWN, Own, own, virtual_tokens
 from sordino.model.methods.adapters import attach_adapters
 from sordino.model.methods.bitfit import attach_bitfit
@@ -70,7 +70,7 @@ def _wrapped(module: nn.Module, method: MethodConfig, heads: list[str] | None) -
             raise
         linear = sorted({n.rsplit(".", 1)[-1] for n, m in module.named_modules() if not list(m.children())})
         what = f"targets is {method.targets!r}" if method.kind == "lora" else f"kind is {method.kind}"
-        raise ConfigError(f"method.{what}: {first_line(error)}", f"Modules here: {', '.join(linear)}.") from error
+        raise ConfigError(f"method.{what}: {first_line(error)}.", f"Modules here: {', '.join(linear)}.") from error
 
 
 def _peft_config(module: nn.Module, method: MethodConfig, heads: list[str] | None) -> Any:

@@ -69,12 +69,12 @@ def _open(config: DataConfig, base: Path | None) -> Table:
     return read_table(path, config.path, "auto" if config.format == "datasets" else config.format)
 
 
-def suggest_columns(path: Path, *, labelled: bool = False) -> dict[str, str]:
-    """Which columns of the file at `path` fit which key of `data`: the shape, an id, a unit, a label.
+def suggest_columns(path: Path | str, *, labelled: bool = False) -> dict[str, str]:
+    """Which columns of the data at `path` fit which key of `data`: the shape, an id, a unit, a label.
 
-    A label is looked for only where the records are to be `labelled`. Where no column has a usual name,
-    the one with the longest texts is taken for the text. Raises `DataError` for a file that cannot be
-    read or can be read in several ways.
+    `path` is anything that `data.path` may be. A label is looked for only where the records are to be
+    `labelled`. Where no column has a usual name, the one with the longest texts is taken for the text.
+    Raises `DataError` for a file that cannot be read or can be read in several ways.
     """
     table = _open(DataConfig(path=str(path)), None)
     if table.columns in (("text",), ("text", "file")):

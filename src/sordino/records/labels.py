@@ -4,15 +4,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 from sordino.errors import DataError
-from sordino.records.split import Example
+from sordino.records.placed import Example, labels_of
 from sordino.results import Notice
 
 __all__ = ["label_notices", "labels_of"]
-
-
-def labels_of(examples: Sequence[Example]) -> tuple[str, ...]:
-    """The classes that any record has, sorted: whose coin fell in must not decide which there are."""
-    return tuple(sorted({e.record.label for e in examples if e.record.label is not None}))
 
 
 def label_notices(examples: Sequence[Example], column: str) -> list[Notice]:

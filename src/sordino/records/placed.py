@@ -10,7 +10,18 @@ from sordino.records.columns import Held, Rows, pack, records_of
 from sordino.records.columns import schema as record_schema
 from sordino.records.record import Record
 
-__all__ = ["Example", "Role", "batches", "examples_of", "extended", "schema", "taken_ids", "where"]
+__all__ = [
+    "Example",
+    "Role",
+    "batches",
+    "examples_of",
+    "extended",
+    "labels_of",
+    "schema",
+    "taken_ids",
+    "tallied",
+    "where",
+]
 
 Role = Literal["train", "candidate", "validation", "canary", "excluded"]
 
@@ -99,6 +110,43 @@ def taken_ids(examples: Sequence[Example], names: Sequence[str]) -> set[str]:
 
     column = examples.column("id")
     return set(column.filter(pc.is_in(column, pa.array(names, pa.string()))).to_pylist())
+
+
+def _rows(examples: Sequence[Example]) -> Rows[Example]:
+    return examples if isinstance(examples, Rows) else Rows(Held(batches(examples), schema()), examples_of)
+
+
+def tallied(examples: Sequence[Example]) -> dict[str, int]:
+    """How many records, units and coins play which role; of canaries, how many copies are trained on."""
+    import pyarrow.compute as pc
+
+    rows = _rows(examples)
+    role, included = rows.column("role"), rows.column("included")
+    own, candidate = pc.not_equal(role, "canary"), pc.equal(role, "candidate")
+    copies = rows.column("repetitions").filter(pc.and_(pc.invert(own), included))
+
+    def count(mask: Any) -> int:
+        return int(pc.sum(mask).as_py() or 0)
+
+    return {
+        "records": count(own),
+        "units": int(pc.count_distinct(rows.column("unit").filter(own)).as_py()),
+        "trained": count(pc.and_(own, included)),
+        "members": count(pc.and_(candidate, included)),
+        "non-members": count(pc.and_not(candidate, included)),
+        "coins": int(pc.count_distinct(rows.column("group").filter(candidate)).as_py()),
+        "validation": count(pc.equal(role, "validation")),
+        "excluded": count(pc.equal(role, "excluded")),
+        "canaries": len(rows) - count(own),
+        "canary copies": count(copies),
+    }
+
+
+def labels_of(examples: Sequence[Example]) -> tuple[str, ...]:
+    """The classes that any record has, sorted: whose coin fell in must not decide which there are."""
+    import pyarrow.compute as pc
+
+    return tuple(sorted(pc.unique(_rows(examples).column("label").drop_null()).to_pylist()))
 
 
 def extended(examples: Sequence[Example], more: Iterable[Example]) -> Sequence[Example]:

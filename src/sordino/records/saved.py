@@ -6,7 +6,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from sordino.errors import ConfigError, DataError, did_you_mean
+from sordino.errors import ConfigError, DataError, did_you_mean, first_line
 from sordino.records.record import DataConfig
 from sordino.records.tables import Lazy, Row, Table
 
@@ -38,7 +38,7 @@ def read_saved(path: Path, source: str, config: DataConfig) -> Table:
     try:
         found = load_from_disk(path, keep_in_memory=False)
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        message = f"{source} cannot be read as a saved data set: {_first_line(error)}."
+        message = f"{source} cannot be read as a saved data set: {first_line(error)}."
         raise DataError(message, "Is it damaged? Save it again with save_to_disk.") from error
     return _table(found, source, config.split)
 
@@ -62,7 +62,7 @@ def read_hub(name: str, config: DataConfig) -> Table:
                 name, config.subset, revision=config.revision, download_config=DownloadConfig(max_retries=0)
             )
     except (OSError, ValueError, DatasetsError) as error:
-        message = f"{source} cannot be loaded from the hub: {_first_line(error)}."
+        message = f"{source} cannot be loaded from the hub: {first_line(error)}."
         hint = "Check the id, data.subset and data.revision, your access and the network."
         raise DataError(message, hint) from error
     return _table(found, source, config.split)
@@ -77,14 +77,9 @@ def _check_reachable(name: str, config: DataConfig) -> None:
     try:
         HfApi().dataset_info(name, revision=config.revision, timeout=10)
     except Exception as error:  # no network, no such data set, no access: the client has a type for each
-        message = f"{config.path} cannot be found on the hub: {_first_line(error)}."
+        message = f"{config.path} cannot be found on the hub: {first_line(error)}."
         hint = "Check the id, your access and the network; HF_HUB_OFFLINE=1 takes what is in the cache."
         raise DataError(message, hint) from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__).rstrip(".: ")
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from sordino.errors import ConfigError, RunError
 from sordino.evidence import digest
 from sordino.records import Example, Split, read, split, unit_words
 from sordino.records.labels import label_notices, labels_of
+from sordino.records.placed import tallied
 from sordino.records.store import load as load_split
 from sordino.records.store import save as save_split
 from sordino.results import Notice, RunCard, encode
@@ -47,27 +49,15 @@ class Prepared:
     fingerprint: str
     notices: tuple[Notice, ...]
 
-    @property
+    @cached_property
     def labels(self) -> tuple[str, ...]:
         """The classes of a classifier's records, sorted; none for a language model."""
         return labels_of(self.split.examples)
 
-    @property
+    @cached_property
     def counts(self) -> dict[str, int]:
         """How many records, units and coins play which role."""
-        examples = self.split.examples
-        return {
-            "records": sum(e.role != "canary" for e in examples),
-            "units": len({e.record.unit for e in examples if e.role != "canary"}),
-            "trained": sum(e.role != "canary" for e in self.split.training),
-            "members": len(self.split.members),
-            "non-members": len(self.split.nonmembers),
-            "coins": len({e.group for e in examples if e.role == "candidate"}),
-            "validation": len(self.split.validation),
-            "excluded": sum(e.role == "excluded" for e in examples),
-            "canaries": len(self.canaries),
-            "canary copies": sum(e.repetitions for e in self.split.canaries if e.included),
-        }
+        return tallied(self.split.examples)
 
 
 def prepare(config: RunConfig) -> Prepared:

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from sordino.classifier import class_logits
 from sordino.errors import ConfigError
-from sordino.model import Model
+from sordino.model import Model, head_of
 from sordino.model.methods import virtual_tokens
 from sordino.train.collate import Batch
 
@@ -73,7 +73,7 @@ class Objective:
         self.classifies, self.causal, self.picks = model.classes is not None, False, False
         if self.classifies:
             return
-        self.head = _head_of(model.module)
+        self.head = head_of(model.module)
         with model.active():
             self.causal = self._is_causal()
             # Where tokens of a method's own stand before a text, its logits are cut to the text's length.
@@ -140,9 +140,3 @@ def _chosen(values: Tensor, ids: Tensor, positions: Tensor) -> Tensor:
 def _close(found: Tensor, wanted: Tensor) -> bool:
     # Relative to the largest logit: a freshly initialised model has small ones.
     return found.shape == wanted.shape and bool((found - wanted).abs().max() <= 1e-4 * wanted.abs().max())
-
-
-def _head_of(module: Any) -> nn.Module:
-    base = module.get_base_model() if hasattr(module, "get_base_model") else module
-    head: nn.Module = base.get_output_embeddings()
-    return head

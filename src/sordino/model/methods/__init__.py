@@ -17,7 +17,7 @@ from sordino.model.methods.adapters import Bottlenecks
 from sordino.model.methods.replaced import Replaced
 from sordino.model.methods.virtual import without_virtual
 
-__all__ = ["OWN", "Own", "base_state", "own", "untuned", "unwrapped", "virtual_tokens"]
+__all__ = ["OWN", "Own", "base_state", "head_of", "own", "untuned", "unwrapped", "virtual_tokens"]
 
 OWN = "sordino_tuning"
 Own = Replaced | Bottlenecks
@@ -35,6 +35,12 @@ def virtual_tokens(method: MethodConfig | None) -> int:
 def unwrapped(module: Any) -> Any:
     """The transformers model inside a PEFT one, its adapters included; any other as it is."""
     return module.get_base_model() if hasattr(module, "peft_config") else module
+
+
+def head_of(module: Any) -> nn.Module:
+    """The language-model head, with its adapter if it has one."""
+    head: nn.Module = unwrapped(module).get_output_embeddings()
+    return head
 
 
 def own(module: nn.Module) -> Own | None:
