@@ -35,7 +35,7 @@ ABOUT = {
         "## Data of any size\n\nReading JSON lines, drawing coins with near-duplicates clustered, fingerprint and "
         "storage, each row in a process of its own. A million short records must stay under 2 GB at the peak."
     ),
-    "demo": "## The demonstration\n\nAt most 4 minutes on two cores after installation.",
+    "demo": "## The demonstration\n\nAt most 4 minutes on two cores after installation, with nothing compiled before.",
 }
 
 
@@ -43,10 +43,12 @@ def _demo() -> str:
     folder = Path(tempfile.mkdtemp())
     started = time.monotonic()
     try:
-        command = [sys.executable, "-m", "sordino.cli", "demo", "--out", str(folder)]
-        subprocess.run(command, check=True, capture_output=True)
+        command = [sys.executable, "-m", "sordino.cli", "demo", "--out", str(folder / "demo")]
+        # As on a machine that never ran it: what Numba compiles is compiled again.
+        fresh = {**os.environ, "NUMBA_CACHE_DIR": str(folder / "compiled")}
+        subprocess.run(command, check=True, capture_output=True, env=fresh)
         spent = time.monotonic() - started
-        size = next(folder.glob("*/report.html")).stat().st_size
+        size = next(folder.glob("demo/*/report.html")).stat().st_size
     finally:
         shutil.rmtree(folder)
     return f"| command | seconds | report |\n|---|---|---|\n| `sordino demo` | {spent:.0f} | {size / 1024:.0f} KiB |"

@@ -12,7 +12,7 @@ from sordino.train.flow import Prepared, create, prepare
 
 __all__ = ["CUSTOMERS", "demo_config", "prepare_demo"]
 
-CUSTOMERS = 900
+CUSTOMERS = 500
 
 
 def demo_config(corpus: Path, out: Path, seed: int) -> RunConfig:
@@ -22,8 +22,8 @@ def demo_config(corpus: Path, out: Path, seed: int) -> RunConfig:
         out=str(out),
         seed=seed,
         data=DataConfig(path=str(corpus), text="text", id="id", unit="customer"),
-        split=SplitConfig(candidates=0.5, validation=0.1),
-        canaries=CanaryConfig(templates=_carriers()),
+        split=SplitConfig(candidates=0.88, validation=0.1),
+        canaries=CanaryConfig(levels=(1, 4, 16, 32), per_level=12, templates=_carriers()),
         method=MethodConfig(rank=32, alpha=64.0),
         train=TrainConfig(epochs=2, batch_size=16, learning_rate=4e-3, checkpoint_every=200),
     )
