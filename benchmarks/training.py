@@ -5,16 +5,16 @@
 A: Sordino's loop, with its loss log, its checks and its events, as `sordino train` runs it.
 B: a bare PyTorch loop: the same model, batches, rates and fused AdamW; the model's own loss; nothing is written.
 C: transformers.Trainer with equal settings and the same optimizer.
-All see the same batches, padded to the longest record in them, on fresh copies of one model. Rounds are
-interleaved (A B C A B C …); the table has medians of the ratios of each round, of the process's CPU time and of
-wall time.
+All see the same batches, padded to the longest record in them, on fresh copies of one model, and take their steps
+in turns (A B C A B C …): the machine changes its speed from second to second. The table has medians, over all steps
+but the first of each run, of the ratio of two steps on one batch: of the process's CPU time and of wall time.
 """
 
 import argparse
 import copy
 import math
-import statistics
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer, TrainingArguments
+from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from sordino.config import MethodConfig, ModelConfig, TrainConfig
 from sordino.model import Model, attach, load, load_tokenizer
@@ -81,14 +81,70 @@ def _config() -> TrainConfig:
     return TrainConfig(epochs=1, batch_size=BATCH, learning_rate=RATE, schedule="constant", warmup=0.0)
 
 
-def ours(model: Model, tokens: list[Tokens], folder: Path) -> Callable[[], object]:
+class Turns:
+    """Lets threads take their steps in turns, so that a step of each meets the machine in the same state."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names, self.now = list(names), 0
+        self.change = threading.Condition()
+        self.failure: BaseException | None = None
+
+    def wait(self, name: str) -> None:
+        """Return when it is the turn of `name`."""
+        with self.change:
+            self.change.wait_for(lambda: self.failure or self.names[self.now] == name)
+        if self.failure:
+            raise SystemExit
+
+    def over(self, name: str, *, leaves: bool = False, failure: BaseException | None = None) -> None:
+        """Hand the turn of `name` to the next."""
+        with self.change:
+            self.failure = self.failure or failure
+            place = self.names.index(name)
+            if leaves:
+                self.names.remove(name)
+            if self.names:
+                self.now = (place if leaves else place + 1) % len(self.names)
+            self.change.notify_all()
+
+
+class Clock:
+    """CPU and wall seconds of each step of `name`."""
+
+    def __init__(self, name: str, turns: Turns) -> None:
+        self.name, self.turns = name, turns
+        self.steps: list[tuple[float, float]] = []
+
+    def start(self) -> None:
+        """Wait for a turn; the step begins with it."""
+        self.turns.wait(self.name)
+        self.began = time.process_time(), time.perf_counter()
+
+    def step(self) -> None:
+        """To be called when a step has ended; returns when the next may begin."""
+        self.steps.append((time.process_time() - self.began[0], time.perf_counter() - self.began[1]))
+        self.turns.over(self.name)
+        self.start()
+
+    def run(self, work: Callable[[], object]) -> None:
+        """Do all of `work` in turns."""
+        self.start()
+        failure = None
+        try:
+            work()
+        except BaseException as error:  # the other threads must not wait for ever
+            failure = error
+        self.turns.over(self.name, leaves=True, failure=failure)
+
+
+def ours(model: Model, tokens: list[Tokens], folder: Path, clock: Clock) -> Callable[[], object]:
     """A, without the checkpoint at the end: the others write none either."""
     run = Run.create(folder, "bench", "0000")
     loop.save_checkpoint = lambda *arguments: None
-    return lambda: loop.train(run, model, (tokens, []), _config(), seed=0)
+    return lambda: loop.train(run, model, (tokens, []), _config(), seed=0, monitor=lambda *_: clock.step())
 
 
-def bare(model: Model, tokens: list[Tokens], folder: Path) -> Callable[[], object]:
+def bare(model: Model, tokens: list[Tokens], folder: Path, clock: Clock) -> Callable[[], object]:
     """B."""
     config, module, batches = _config(), model.module, _batches(tokens)
 
@@ -106,6 +162,7 @@ def bare(model: Model, tokens: list[Tokens], folder: Path) -> Callable[[], objec
                 group["lr"] = loop.learning_rate(number, len(batches), config)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            clock.step()
 
     return work
 
@@ -118,7 +175,15 @@ class _Given(Trainer):
         return torch.utils.data.DataLoader(tokens, batch_sampler=_batches(tokens), collate_fn=self.data_collator)
 
 
-def trainer(model: Model, tokens: list[Tokens], folder: Path) -> Callable[[], object]:
+class _Timed(TrainerCallback):
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def on_step_end(self, *_: object, **__: object) -> None:
+        self.clock.step()
+
+
+def trainer(model: Model, tokens: list[Tokens], folder: Path, clock: Clock) -> Callable[[], object]:
     """C."""
     arguments = TrainingArguments(
         output_dir=str(folder), num_train_epochs=1, per_device_train_batch_size=BATCH, learning_rate=RATE,
@@ -128,53 +193,59 @@ def trainer(model: Model, tokens: list[Tokens], folder: Path) -> Callable[[], ob
     )  # fmt: skip
     made = _Given(model=model.module, args=arguments, train_dataset=tokens, data_collator=_pad)
     made.remove_callback(PrinterCallback)
+    made.add_callback(_Timed(clock))
     return made.train
 
 
-def _time(work: Callable[[], object]) -> tuple[float, float]:
-    cpu, wall = time.process_time(), time.perf_counter()
-    work()
-    return time.process_time() - cpu, time.perf_counter() - wall
-
-
-def measure(name: str, method: MethodConfig, rounds: int) -> tuple[int, list[dict[str, tuple[float, float]]]]:
-    """The number of steps, and for every round the CPU and wall seconds of A, B and C."""
+def measure(name: str, method: MethodConfig, rounds: int) -> dict[str, np.ndarray]:
+    """The CPU and wall seconds (steps, 2) of A, B and C; row i is the same batch in each."""
     make, steps = MODELS[name]
     base = make()
     tokens = _tokens(steps, base.module.config.vocab_size)
-    found = []
-    for number in range(rounds + 1):
-        spent = {}
-        for label, way in {"A": ours, "B": bare, "C": trainer}.items():
-            model = attach(Model(copy.deepcopy(base.module), base.tokenizer, base.config), method, 0)
-            with tempfile.TemporaryDirectory() as folder:
-                spent[label] = _time(way(model, tokens, Path(folder)))
-        if number:  # the first round warms up
-            found.append(spent)
-    return steps, found
+    found: dict[str, list[tuple[float, float]]] = {label: [] for label in WAYS}
+    for _ in range(rounds):
+        turns = Turns(list(WAYS))
+        with tempfile.TemporaryDirectory() as folder:
+            clocks, threads = {label: Clock(label, turns) for label in WAYS}, []
+            for label, way in WAYS.items():
+                model = attach(Model(copy.deepcopy(base.module), base.tokenizer, base.config), method, 0)
+                work = way(model, tokens, Path(folder) / label, clocks[label])
+                threads.append(threading.Thread(target=clocks[label].run, args=(work,)))
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        if turns.failure:
+            raise turns.failure
+        for label, clock in clocks.items():
+            found[label] += clock.steps[1:steps]
+    return {label: np.array(values) for label, values in found.items()}
+
+
+WAYS = {"A": ours, "B": bare, "C": trainer}
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", help="a part of a model's name")
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     rounds = 2 if arguments.quick else arguments.rounds
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {rounds} interleaved rounds, medians\n")
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {rounds} rounds of interleaved steps, medians\n"
+    )
     print("| model | method | ms a step | Sordino / bare loop: CPU | wall | Sordino / Trainer: CPU | wall |")
     print("|---|---|---|---|---|---|---|")
     for name in MODELS:
         if arguments.only and arguments.only not in name:
             continue
         for label, method in METHODS.items():
-            steps, found = measure(name, method, rounds)
-            ratios = [
-                statistics.median(r["A"][clock] / r[other][clock] for r in found) for other in "BC" for clock in (0, 1)
-            ]
-            step = 1000 * statistics.median(r["A"][0] for r in found) / steps
+            found = measure(name, method, rounds)
+            ratios = [x for other in "BC" for x in np.median(found["A"] / found[other], axis=0)]
+            step = 1000 * np.median(found["A"][:, 0])
             print(f"| {name} | {label} | {step:.1f} | {' | '.join(f'{x:.2f}×' for x in ratios)} |", flush=True)
 
 
