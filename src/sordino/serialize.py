@@ -121,8 +121,9 @@ class Serializer:
         if not getattr(self.tokenizer, "is_fast", False):
             message = f"The tokenizer {type(self.tokenizer).__name__} gives no character offsets."
             raise ModelError(message, "Save a tokenizer.json with it (a 'fast' tokenizer).")
-        # Now, as it was loaded: tokenising drops truncation and padding that may be stored with a tokenizer.
-        _ = self.rule
+        # Stored with some tokenizers; they have no say here, and must not make a saved one look like another.
+        self.tokenizer.backend_tokenizer.no_truncation()
+        self.tokenizer.backend_tokenizer.no_padding()
 
     @cached_property
     def rule(self) -> str:

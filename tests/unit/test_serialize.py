@@ -213,6 +213,20 @@ def test_the_rule_is_a_digest_of_what_decides_about_tokens(tokenizer):
     assert Serializer(copy.deepcopy(tokenizer), 50).rule in rules
 
 
+def test_truncation_and_padding_stored_with_a_tokenizer_have_no_say(tokenizer, tmp_path):
+    stored = copy.deepcopy(tokenizer)
+    stored.backend_tokenizer.enable_truncation(8)
+    stored.backend_tokenizer.enable_padding(length=12)
+    stored.save_pretrained(tmp_path)
+    record = Record(id="a", unit="a", messages=(Message("text", "one two three four five six seven eight nine ten"),))
+    made = Serializer(load_tokenizer(ModelConfig(), str(tmp_path)), 64)
+    first, before = made.encode(record), made.rule
+    made.tokenizer.save_pretrained(tmp_path)
+    assert Serializer(load_tokenizer(ModelConfig(), str(tmp_path)), 64).rule == before == Serializer(tokenizer, 64).rule
+    assert first.ids.tolist() == Serializer(tokenizer, 64).encode(record).ids.tolist()
+    assert len(first) > 8
+
+
 def test_a_tokenizer_without_offsets_is_refused():
     class Slow:
         is_fast = False
