@@ -1,0 +1,108 @@
+"""What a private training promises, and what it keeps so that nobody can take it back: plan, secret, journal, ledger."""
+
+import dataclasses
+import hashlib
+import os
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sordino.config import RunConfig
+from sordino.dp.mechanism import Mechanism
+from sordino.dp.plan import DPPlan, steps_of
+from sordino.errors import RunError
+from sordino.ledger import Entry, Journal, read_ledger, write_ledger
+from sordino.records import Example
+from sordino.records.placed import unit_of
+from sordino.results import RunCard
+from sordino.run import Run
+
+__all__ = ["Promise", "members_of", "plan_for"]
+
+_SECRET, _JOURNAL, _LEDGER = "dp_secret", "dp_steps", "ledger.json"
+
+
+def members_of(examples: Sequence[Example], owners: Sequence[int], kind: str) -> list[list[int]]:
+    """The sequences of each unit of `kind`, as places in `owners`, which says whose example each sequence is of."""
+    names = [unit_of(example, kind) for example in examples]
+    found: dict[str, list[int]] = {}
+    for place, owner in enumerate(owners):
+        found.setdefault(names[owner], []).append(place)
+    return list(found.values())
+
+
+def plan_for(config: RunConfig, units: int) -> DPPlan:
+    """The plan of a run on `units` units; `config.dp` must be set."""
+    assert config.dp is not None
+    steps = steps_of(units, config.train.batch_size, config.train.epochs)
+    return DPPlan.of(config.dp, units=units, batch=config.train.batch_size, steps=steps)
+
+
+@dataclass(frozen=True)
+class Promise:
+    """The plan of `run`, written to its ledger before the first step."""
+
+    run: Run
+    plan: DPPlan
+    entry: Entry
+
+    @classmethod
+    def of(cls, run: Run, card: RunCard, plan: DPPlan) -> "Promise":
+        """The promise of a run that begins, or the one it made when it began.
+
+        Raises `RunError` where the plan is no longer the one in the ledger.
+        """
+        recorded = plan.recorded()
+        event = recorded.pop("event")
+        if _path(run).exists():
+            [entry] = read_ledger(_path(run))
+            if (entry.mechanism, entry.step_event, entry.steps) != (recorded, event, plan.steps):
+                message = f"The ledger of {run.path} promises another mechanism than this data and configuration make."
+                raise RunError(message, "Restore them, or start a new run; what was spent stays spent.")
+            return cls(run, plan, entry)
+        entry = Entry(
+            id=uuid.uuid4().hex,
+            run=card.name,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            fingerprint=str(card.data["fingerprint"]),
+            unit=plan.settings.unit,
+            relation=plan.settings.relation,
+            delta=plan.delta,
+            mechanism=recorded,
+            step_event=event,
+            steps=plan.steps,
+            started=0,
+            status="running",
+            seeded=plan.settings.seed is not None,
+        )
+        write_ledger(_path(run), [entry])
+        return cls(run, plan, entry)
+
+    def mechanism(self, module: Any, config: RunConfig) -> Mechanism:
+        """The mechanism on `module`, taking up where the journal says it was left."""
+        return Mechanism(self.plan, module, self._secret(), Journal(self.run.private / _JOURNAL), config.train)
+
+    def _secret(self) -> bytes:
+        seed, path = self.plan.settings.seed, self.run.private / _SECRET
+        if seed is not None:
+            return hashlib.blake2b(f"sordino/{seed}".encode(), digest_size=32).digest()
+        if not path.exists():
+            if Journal(self.run.private / _JOURNAL).started:
+                message = f"The secret of {self.run.path} is gone, so its training cannot go on."
+                raise RunError(message, "Start a new run; what was spent stays spent.")
+            self.run.write_private(_SECRET, os.urandom(32))
+        return path.read_bytes()
+
+    def keep(self) -> dict[str, Any]:
+        """End it: count what was spent in the ledger and destroy the secret; returns what the run card tells."""
+        started = Journal(self.run.private / _JOURNAL).started
+        write_ledger(_path(self.run), [dataclasses.replace(self.entry, started=started, status="finished")])
+        (self.run.private / _SECRET).unlink(missing_ok=True)
+        return {**self.plan.described(), "steps": started, "seeded": self.entry.seeded}
+
+
+def _path(run: Run) -> Path:
+    return run.path / _LEDGER
