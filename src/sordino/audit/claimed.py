@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sordino.dp.accounting import composed, decode_event, spend
+from sordino.dp.accounting import decode_event, repeated, spend
 from sordino.ledger import read_ledger
 from sordino.records import Example
 from sordino.records.placed import unit_of
@@ -31,7 +31,7 @@ def claimed(run: Run, candidates: Sequence[Example], plan: AuditPlan) -> Claimed
     if not (run.path / "ledger.json").exists():
         return None
     [entry] = read_ledger(run.path / "ledger.json")
-    event = composed([decode_event(entry.step_event)] * 1, [max(1, entry.started)])
+    event = repeated(decode_event(entry.step_event), max(1, entry.started))
     spent = spend(event, delta=entry.delta, relation=entry.relation)  # type: ignore[arg-type]
     words = (
         f"ε = {spent.epsilon:.3g} at δ = {entry.delta:.2g} for a {entry.unit} ({entry.relation}; Poisson sampling; "
