@@ -12,10 +12,15 @@ from sordino.dp.engine import Clipper, Clipping
 from sordino.dp.noise import Noise
 from sordino.dp.plan import DPPlan
 from sordino.dp.sampling import PoissonSampler
+from sordino.dp.selftest import self_test, synthetic
 from sordino.errors import DPError
 from sordino.ledger import Journal
 
 __all__ = ["Mechanism"]
+
+
+# Of a row of the self-test.
+_TOKENS = 16
 
 
 def _key(secret: bytes, purpose: str) -> bytes:
@@ -41,6 +46,16 @@ class Mechanism:
         self._rows = _key(secret, "rows")
         self._open: int | None = None
 
+    def check(self, losses_of: Callable[[Tensor, Tensor], Tensor], vocabulary: int) -> None:
+        """Compare the clipper with one unit at a time on random tokens; raises `DPError` where they differ.
+
+        `losses_of(ids, mask)` gives the losses of the rows of a batch as training computes them.
+        """
+        rows = min(2, self.plan.settings.records_per_unit)
+        batch = synthetic(vocabulary, _TOKENS, rows, next(self.clipper.module.parameters()).device)
+        clipper = self.clipper
+        self_test(clipper.module, clipper.clipping, losses_of, mode=clipper.mode, batch=batch)
+
     def sample(self, step: int) -> np.ndarray:
         """The units (n) of `step`, which is spent from now on, whatever happens."""
         if self._open is not None or step < self.journal.started or step >= self.plan.steps:
@@ -64,7 +79,9 @@ class Mechanism:
         """Add the clipped gradients of `units` to the sum of the open step; returns their norms (units)."""
         if self._open is None:
             raise DPError("No step is open.", "Call sample() first.")
-        return self.clipper.add(losses, units=units)
+        # Attached only meanwhile: validation, saving and whoever else holds the model see it as it is.
+        with self.clipper:
+            return self.clipper.add(losses, units=units)
 
     def release(self) -> None:
         """Noise once, divide by the expected batch, and put the result into `.grad`; the step is over."""

@@ -275,6 +275,8 @@ def train(  # noqa: PLR0913 - what is trained, on what, how, and under which pro
     every = config.validate_every or trainer.per_epoch
     model.module.train()
     with _explained(config), recomputed(model.module, on=config.gradient_checkpointing):
+        if private is not None:
+            private.check(trainer.objective)
         started = time.monotonic() - progress.seconds
         for number, indices in trainer.batches(progress.step):
             loss, read, skipped = trainer.step(number, indices)

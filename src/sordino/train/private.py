@@ -35,6 +35,17 @@ class PrivateSteps:
         """How many steps the plan has."""
         return self.mechanism.plan.steps
 
+    def check(self, objective: Objective) -> None:
+        """Test the mechanism on this model before it sees a record; raises `DPError` where it would break its word."""
+
+        def losses_of(ids: Tensor, mask: Tensor) -> Tensor:
+            rows = [row[: int(n)] for row, n in zip(ids.cpu().numpy(), mask.sum(dim=1).tolist(), strict=True)]
+            label = 0 if objective.classifies else None
+            made = [Tokens(ids=row, target=np.arange(len(row)) > 0, text="", label=label) for row in rows]
+            return objective.rows(collate(made, self.model.tokenizer.pad_token_id, self.model.device))
+
+        self.mechanism.check(losses_of, int(self.model.module.config.get_text_config().vocab_size))
+
     def batches(self, start: int) -> Iterator[tuple[int, list[int]]]:
         """Step numbers from `start` on, but none that was begun before, each with its units; spent as they come."""
         # What a crash left unfinished is spent and stays unfinished: drawing it again would cost twice.
