@@ -41,13 +41,13 @@ def test_a_private_run_tells_all_that_makes_its_claim(records):
     run = fine_tune(config(records))
     card, [entry] = run.card, read_ledger(run.path / "ledger.json")
     assert 7.5 < card.privacy["epsilon"] <= 8.0 and card.privacy["protected unit"] == "subject"
-    assert card.privacy["steps"] == entry.steps == entry.started == card.training["step"] and entry.status == "finished"
-    assert entry.fingerprint == card.data["fingerprint"] and not entry.seeded
+    assert card.privacy["steps"] == entry.planned == entry.started == card.training["step"] and entry.status == "finished"
+    assert entry.fingerprint == card.data["fingerprint"] and not entry.secret_recorded_seed
     assert "loss" not in card.training
     # What noise and samples came from is gone.
     assert not (run.private / "dp_secret").exists()
     tuned = [json.loads(line) for line in (run.private / "losses.jsonl").read_text().splitlines()]
-    assert len([line for line in tuned if "loss" in line]) == entry.steps
+    assert len([line for line in tuned if "loss" in line]) == entry.planned
 
 
 def test_the_dry_run_promises_what_the_run_keeps(records):
@@ -58,6 +58,15 @@ def test_the_dry_run_promises_what_the_run_keeps(records):
     kept = run.card.privacy
     assert all(plan[key] == value for key, value in kept.items() if key in plan and key != "steps")
     assert plan["steps"] == kept["steps"] and len(plan["curve"]) > 10
+
+
+def test_runs_on_the_same_data_add_up(records):
+    first, second = (fine_tune(config(records)).card.privacy for _ in range(2))
+    assert "epsilon with earlier runs" not in first
+    assert second["earlier runs on this data"] == 1
+    assert first["epsilon"] < second["epsilon with earlier runs"] < 2 * first["epsilon"]
+    settings = config(records, dp={"epsilon": 8.0, "unit": "record"})
+    assert plan_of(settings, prepare(settings))["earlier runs with another promise"] == 2
 
 
 def test_a_seed_repeats_the_run_and_is_owned_up_to(records):

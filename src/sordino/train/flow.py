@@ -284,7 +284,7 @@ def plan_of(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
 
     from sordino.model import count_parameters, load_tokenizer
     from sordino.train.memory import plan_memory
-    from sordino.train.promise import members_of, plan_for
+    from sordino.train.promise import earlier, members_of, plan_for, together
 
     tokenizer = load_tokenizer(config.model)
     classes = classes_of(config, prepared.labels)
@@ -296,7 +296,8 @@ def plan_of(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
     promised: dict[str, Any] = {}
     if config.dp is not None:
         plan = plan_for(config, len(members_of(examples, owners, config.dp.unit)))
-        steps, promised = plan.steps, {**plan.described(), "curve": plan.curve()}
+        before = together(earlier(Path(config.out), prepared.fingerprint), plan)
+        steps, promised = plan.steps, {**plan.described(), **before, "curve": plan.curve()}
     longest = max((len(t) for t in tokens), default=0)
     return {
         **prepared.counts,

@@ -1,6 +1,5 @@
 """What a private training promises, and what it keeps so that nobody can take it back: plan, secret, journal, ledger."""
 
-import dataclasses
 import hashlib
 import os
 import uuid
@@ -8,9 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 from sordino.config import RunConfig
+from sordino.dp.accounting import composed, decode_event, repeated, spend
 from sordino.dp.mechanism import Mechanism
 from sordino.dp.plan import DPPlan, steps_of
 from sordino.errors import RunError
@@ -20,7 +22,7 @@ from sordino.records.placed import unit_of
 from sordino.results import RunCard
 from sordino.run import Run
 
-__all__ = ["Promise", "members_of", "plan_for"]
+__all__ = ["Promise", "earlier", "members_of", "plan_for", "together"]
 
 _SECRET, _JOURNAL, _LEDGER = "dp_secret", "dp_steps", "ledger.json"
 
@@ -59,7 +61,7 @@ class Promise:
         event = recorded.pop("event")
         if _path(run).exists():
             [entry] = read_ledger(_path(run))
-            if (entry.mechanism, entry.step_event, entry.steps) != (recorded, event, plan.steps):
+            if (entry.mechanism, entry.step_event, entry.planned) != (recorded, event, plan.steps):
                 message = f"The ledger of {run.path} promises another mechanism than this data and configuration make."
                 raise RunError(message, "Restore them, or start a new run; what was spent stays spent.")
             return cls(run, plan, entry)
@@ -73,24 +75,24 @@ class Promise:
             delta=plan.delta,
             mechanism=recorded,
             step_event=event,
-            steps=plan.steps,
+            planned=plan.steps,
             started=0,
             status="running",
-            seeded=plan.settings.seed is not None,
+            secret_recorded_seed=plan.settings.seed is not None,
         )
         write_ledger(_path(run), [entry])
         return cls(run, plan, entry)
 
     def mechanism(self, module: Any, config: RunConfig) -> Mechanism:
         """The mechanism on `module`, taking up where the journal says it was left."""
-        return Mechanism(self.plan, module, self._secret(), Journal(self.run.private / _JOURNAL), config.train)
+        return Mechanism(self.plan, module, self._secret(), self._journal(), config.train)
 
     def _secret(self) -> bytes:
         seed, path = self.plan.settings.seed, self.run.private / _SECRET
         if seed is not None:
             return hashlib.blake2b(f"sordino/{seed}".encode(), digest_size=32).digest()
         if not path.exists():
-            if Journal(self.run.private / _JOURNAL).started:
+            if self._journal().started:
                 message = f"The secret of {self.run.path} is gone, so its training cannot go on."
                 raise RunError(message, "Start a new run; what was spent stays spent.")
             self.run.write_private(_SECRET, os.urandom(32))
@@ -98,10 +100,52 @@ class Promise:
 
     def keep(self) -> dict[str, Any]:
         """End it: count what was spent in the ledger and destroy the secret; returns what the run card tells."""
-        started = Journal(self.run.private / _JOURNAL).started
-        write_ledger(_path(self.run), [dataclasses.replace(self.entry, started=started, status="finished")])
+        started = self._journal().started
+        status: Literal["finished", "stopped"] = "finished" if started >= self.plan.steps else "stopped"
+        write_ledger(_path(self.run), [msgspec.structs.replace(self.entry, started=started, status=status)])
         (self.run.private / _SECRET).unlink(missing_ok=True)
-        return {**self.plan.described(), "steps": started, "seeded": self.entry.seeded}
+        before = earlier(self.run.path.parent, self.entry.fingerprint, self.run.path)
+        return {
+            **self.plan.described(),
+            "steps": started,
+            "seeded": self.entry.secret_recorded_seed,
+            **together(before, self.plan),
+        }
+
+    def _journal(self) -> Journal:
+        return Journal(self.run.private / _JOURNAL)
+
+
+def earlier(out: Path, fingerprint: str, but: Path | None = None) -> list[Entry]:
+    """What other runs in `out` spent on the data with `fingerprint`, each with the steps it has begun."""
+    found = []
+    for path in sorted(out.glob(f"*/{_LEDGER}")):
+        if but is not None and path.parent == but:
+            continue
+        for entry in read_ledger(path):
+            if entry.fingerprint == fingerprint:
+                journal = path.parent / "private" / _JOURNAL
+                # Where the journal went away with private/, all that was planned counts as spent.
+                started = Journal(journal).started if journal.exists() else max(entry.started, entry.planned)
+                found.append(msgspec.structs.replace(entry, started=started))
+    return [entry for entry in found if entry.started]
+
+
+def together(before: Sequence[Entry], plan: DPPlan) -> dict[str, Any]:
+    """ε of `plan` and what was spent `before` on the same data, for whoever sees all these models; {} if nothing was.
+
+    Runs with another unit or other neighbours promise something else and cannot be added up: they are counted.
+    """
+    if not before:
+        return {}
+    settings = plan.settings
+    alike = [e for e in before if (e.unit, e.relation) == (settings.unit, settings.relation)]
+    others = {"earlier runs with another promise": len(before) - len(alike)} if len(alike) < len(before) else {}
+    if not alike:
+        return others
+    events = [repeated(decode_event(e.step_event), e.started) for e in alike]
+    spent = spend(composed([*events, plan.event()]), delta=plan.delta, relation=settings.relation)
+    return {"earlier runs on this data": len(alike), "epsilon with earlier runs": round(spent.epsilon, 4), **others}
 
 
 def _path(run: Run) -> Path:
