@@ -6,7 +6,8 @@
     ├── ModelError (ValueError)  a model or tokenizer that cannot be loaded or supported
     ├── RunError (OSError)       a run folder that is missing, damaged, or of another version
     ├── TrainingError (RuntimeError)  training cannot go on: NaN loss, memory, disk
-    └── AuditError (RuntimeError)     an audit that cannot be carried out as asked
+    ├── AuditError (RuntimeError)     an audit that cannot be carried out as asked
+    └── DPError (RuntimeError)        a guarantee of differential privacy that cannot be given
 
 Anything else that reaches a user as a traceback is a bug in Sordino.
 """
@@ -17,6 +18,7 @@ from collections.abc import Iterable
 __all__ = [
     "AuditError",
     "ConfigError",
+    "DPError",
     "DataError",
     "ModelError",
     "RunError",
@@ -62,6 +64,10 @@ class TrainingError(SordinoError, RuntimeError):
 
 class AuditError(SordinoError, RuntimeError):
     """An audit that cannot be carried out as asked."""
+
+
+class DPError(SordinoError, RuntimeError):
+    """A guarantee of differential privacy that cannot be given."""
 
 
 def first_line(error: BaseException) -> str:
