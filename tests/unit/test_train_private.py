@@ -21,7 +21,7 @@ WORDS = "anna ben carla dora emil frida gustav hedda iris jon karl lena mina nil
 def records(tmp_path):
     rng = np.random.default_rng(0)
     with (tmp_path / "r.jsonl").open("w") as file:
-        for i in range(120):
+        for i in range(160):
             text = " ".join(rng.choice(WORDS, 12))
             file.write(json.dumps({"text": text, "who": f"p{i // 2}"}) + "\n")
     return tmp_path / "r.jsonl"
@@ -30,15 +30,15 @@ def records(tmp_path):
 def config(records, **more):
     values = {
         "data": {"path": str(records), "unit": "who"}, "out": str(records.parent / "runs"),
-        "model": {"device": "cpu"}, "canaries": {"per_level": 1}, "method": {"rank": 4},
+        "model": {"device": "cpu"}, "canaries": {"per_level": 1}, "split": {"candidates": 0.8}, "method": {"rank": 4},
         "train": {"epochs": 2, "batch_size": 8, "learning_rate": 5e-3, "checkpoint_every": 3},
-        "dp": {"epsilon": 8.0},
+        "dp": {"noise_multiplier": 0.6},
     }  # fmt: skip
     return load(values={**values, **more}, environment={})
 
 
 def test_a_private_run_tells_all_that_makes_its_claim(records):
-    run = fine_tune(config(records))
+    run = fine_tune(config(records, dp={"epsilon": 8.0}))
     card, [entry] = run.card, read_ledger(run.path / "ledger.json")
     assert 7.5 < card.privacy["epsilon"] <= 8.0 and card.privacy["protected unit"] == "subject"
     assert card.privacy["steps"] == entry.planned == entry.started == card.training["step"] and entry.status == "finished"
@@ -65,15 +65,15 @@ def test_runs_on_the_same_data_add_up(records):
     assert "epsilon with earlier runs" not in first
     assert second["earlier runs on this data"] == 1
     assert first["epsilon"] < second["epsilon with earlier runs"] < 2 * first["epsilon"]
-    settings = config(records, dp={"epsilon": 8.0, "unit": "record"})
+    settings = config(records, dp={"noise_multiplier": 0.6, "unit": "record"})
     assert plan_of(settings, prepare(settings))["earlier runs with another promise"] == 2
 
 
 def test_a_seed_repeats_the_run_and_is_owned_up_to(records):
-    runs = [fine_tune(config(records, dp={"epsilon": 8.0, "seed": 7})) for _ in range(2)]
+    runs = [fine_tune(config(records, dp={"noise_multiplier": 0.6, "seed": 7})) for _ in range(2)]
     first, second = (run.card for run in runs)
     assert first.model["weights"] == second.model["weights"] and first.privacy["seeded"]
-    other = fine_tune(config(records, dp={"epsilon": 8.0}))
+    other = fine_tune(config(records))
     assert other.card.model["weights"] != first.model["weights"]
 
 
@@ -82,7 +82,7 @@ class Stop(Exception):
 
 
 def test_a_crashed_step_is_spent_and_the_rest_goes_on(records):
-    settings = config(records, dp={"epsilon": 8.0, "seed": 7})
+    settings = config(records, dp={"noise_multiplier": 0.6, "seed": 7})
     run = create(settings, prepare(settings))
     planned = []
 
@@ -112,7 +112,7 @@ def test_another_plan_under_the_same_ledger_is_refused(records):
     with pytest.raises(Stop):
         train_run(run, monitor=stop)
     card = json.loads((run.path / "run.json").read_text())
-    card["config"]["dp"]["epsilon"] = 4.0
+    card["config"]["dp"]["noise_multiplier"] = 0.7
     (run.path / "run.json").write_text(json.dumps(card))
     with pytest.raises(RunError, match="promises another mechanism"):
         train_run(Run.open(run.path))
