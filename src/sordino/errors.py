@@ -6,6 +6,7 @@
     ├── ModelError (ValueError)  a model or tokenizer that cannot be loaded or supported
     ├── RunError (OSError)       a run folder that is missing, damaged, or of another version
     ├── TrainingError (RuntimeError)  training cannot go on: NaN loss, memory, disk
+    ├── AccountingError (ValueError)  a privacy claim that no accountant can prove
     └── AuditError (RuntimeError)     an audit that cannot be carried out as asked
 
 Anything else that reaches a user as a traceback is a bug in Sordino.
@@ -15,6 +16,7 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "AccountingError",
     "AuditError",
     "ConfigError",
     "DataError",
@@ -58,6 +60,10 @@ class RunError(SordinoError, OSError):
 
 class TrainingError(SordinoError, RuntimeError):
     """Training cannot go on."""
+
+
+class AccountingError(SordinoError, ValueError):
+    """A privacy claim that no accountant can prove, or on which two accountants disagree."""
 
 
 class AuditError(SordinoError, RuntimeError):

@@ -1,0 +1,1 @@
+"""Differential privacy: plan, sampling, clipping, noise, accounting."""
