@@ -11,8 +11,8 @@ from sordino.errors import ConfigError
 
 __all__ = ["Noise"]
 
-_CHUNK = 1 << 16  # numbers drawn at a time: what they are computed from stays in the cache
-_DRAWS = 4
+_CHUNK = 1 << 13  # numbers drawn at a time: what they are computed from stays in the cache
+_DRAWS = 2  # Box–Muller draws that make up one number of secure noise
 # Where the state words of torch's Mersenne Twister stand in what `get_state` gives: after seed, left, seeded, next.
 _STATE_AT, _STATE_WORDS = 24, 624
 
@@ -20,12 +20,14 @@ _STATE_AT, _STATE_WORDS = 24, 624
 class Noise:
     """Draws noise from a secret of 16 to 64 bytes.
 
-    Ordinary noise is that of torch's generator on the tensor's device: fast, but not made against an
-    adversary who computes, since its state can be solved for from enough exact outputs. With `secure`, it
-    comes from ChaCha20 and is safe against attacks on floating point (Mironov 2012: which doubles a
-    sampler can reach betrays what was added to them): each number is the sum of four independent
-    Box–Muller draws in float64, halved, so that an output has too many preimages to enumerate (Holohan &
-    Braghin 2021, arXiv:2107.10138). About twenty times slower.
+    Ordinary noise is that of torch's generator on the tensor's device: as fast as noise without a secret,
+    but not made against an adversary who computes, since the generator's state can be solved for from enough
+    exact outputs; a CPU and a GPU draw different numbers. With `secure`, it comes from ChaCha20, is the same
+    on every device, and withstands the known attacks on floating point (Mironov 2012: which doubles a
+    sampler can reach betrays what was added to them): each number is the sum of two independent Box–Muller
+    draws in float64, scaled, from four uniforms of 53 bits, which leaves too many preimages to enumerate
+    (Holohan & Braghin 2021, arXiv:2107.10138). This is a mitigation, not a proof as a discrete Gaussian
+    would allow. It takes some twenty times as long.
     """
 
     def __init__(self, secret: bytes, *, secure: bool = False) -> None:
@@ -73,10 +75,9 @@ def _secure_normal(secret: bytes, purpose: tuple[int, str], count: int) -> np.nd
     for start in range(0, count, _CHUNK):
         size = min(_CHUNK, count - start)
         # Uniform on (0, 1], in steps of 2^-53: the logarithm is finite.
-        uniform = ((words(stream, _DRAWS * size) >> np.uint64(11)) + np.uint64(1)) * 2.0**-53
-        radius, angle = uniform.reshape(2, _DRAWS // 2, size)
-        radius = np.sqrt(-2 * np.log(radius))
-        angle = 2 * np.pi * angle
-        # Both numbers of each Box–Muller pair, which are independent.
-        drawn[start : start + size] = (radius * (np.cos(angle) + np.sin(angle))).sum(axis=0) / math.sqrt(_DRAWS)
+        uniform = ((words(stream, 2 * _DRAWS * size) >> np.uint64(11)) + np.uint64(1)) * 2.0**-53
+        radius, angle = uniform.reshape(2, _DRAWS, size)
+        # Only one number of each Box–Muller pair: the sum of both is a single draw under another angle.
+        draws = np.sqrt(-2 * np.log(radius)) * np.cos(2 * np.pi * angle)
+        drawn[start : start + size] = draws.sum(axis=0) / math.sqrt(_DRAWS)
     return drawn
