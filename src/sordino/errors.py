@@ -6,8 +6,9 @@
     ├── ModelError (ValueError)  a model or tokenizer that cannot be loaded or supported
     ├── RunError (OSError)       a run folder that is missing, damaged, or of another version
     ├── TrainingError (RuntimeError)  training cannot go on: NaN loss, memory, disk
-    ├── AuditError (RuntimeError)     an audit that cannot be carried out as asked
-    └── DPError (RuntimeError)        a guarantee of differential privacy that cannot be given
+    ├── DPError (RuntimeError)        a guarantee of differential privacy that cannot be given
+    ├── AccountingError (ValueError)  a privacy claim that no accountant can prove
+    └── AuditError (RuntimeError)     an audit that cannot be carried out as asked
 
 Anything else that reaches a user as a traceback is a bug in Sordino.
 """
@@ -16,6 +17,7 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "AccountingError",
     "AuditError",
     "ConfigError",
     "DPError",
@@ -60,6 +62,10 @@ class RunError(SordinoError, OSError):
 
 class TrainingError(SordinoError, RuntimeError):
     """Training cannot go on."""
+
+
+class AccountingError(SordinoError, ValueError):
+    """A privacy claim that no accountant can prove, or on which two accountants disagree."""
 
 
 class AuditError(SordinoError, RuntimeError):

@@ -258,6 +258,6 @@ def decode(data: bytes, kind: type[T], source: str) -> T:
     """The JSON `data` as `kind`; raises `RunError`, naming `source`, when it is not one."""
     try:
         return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
         message = f"{source} is not a valid {kind.__name__}: {error}."
         raise RunError(message, "Was it written by another version, or edited?") from error
