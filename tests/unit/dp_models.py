@@ -68,7 +68,9 @@ def brute(module: Any, ids: torch.Tensor, mask: torch.Tensor, rows: int = 1) -> 
 
 
 def norms_of(gradients: list[dict[str, torch.Tensor]]) -> torch.Tensor:
-    return torch.stack([torch.stack([g.double().square().sum() for g in one.values()]).sum().sqrt() for one in gradients])
+    return torch.stack(
+        [torch.stack([g.double().square().sum() for g in one.values()]).sum().sqrt() for one in gradients]
+    )
 
 
 def clipped_sum(gradients: list[dict[str, torch.Tensor]], bound: float) -> dict[str, torch.Tensor]:

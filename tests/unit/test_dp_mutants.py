@@ -170,7 +170,8 @@ class TiedOnce(Mechanism):
 MUTANTS = {
     NoNoise: "variance of noise", NoiseAPart: "variance of noise", ClippedAfterSumming: "sensitivity|share",
     ActualBatch: "share|sensitivity|variance of noise", Shuffled: "variance of batches", ReusedNoise: "between steps",
-    ReusedSeed: "between runs", UnclippedLayer: "sensitivity", DoubleSensitivity: "sensitivity", TiedOnce: "sensitivity",
+    ReusedSeed: "between runs", UnclippedLayer: "sensitivity", DoubleSensitivity: "sensitivity",
+    TiedOnce: "sensitivity",
 }  # fmt: skip
 
 

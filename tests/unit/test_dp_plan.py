@@ -26,7 +26,9 @@ def test_the_event_is_that_of_what_is_sampled():
     assert plan.spent == spend(event, delta=1e-5, relation="add-or-remove-one")
     # The cut is accounted for, and costs next to nothing.
     assert plan.spent.epsilon == pytest.approx(
-        spend(poisson_gaussian(plan.rate, 1.1, 100, units=1000, cap=None), delta=1e-5, relation="add-or-remove-one").epsilon,
+        spend(
+            poisson_gaussian(plan.rate, 1.1, 100, units=1000, cap=None), delta=1e-5, relation="add-or-remove-one"
+        ).epsilon,
         abs=1e-2,
     )
 

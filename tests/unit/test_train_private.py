@@ -14,7 +14,7 @@ from sordino.run import Run
 from sordino.train.flow import create, fine_tune, plan_of, prepare, train_run
 from sordino.train.promise import members_of
 
-WORDS = "anna ben carla dora emil frida gustav hedda iris jon karl lena mina nils olga paul rosa sven tina uwe".split()
+WORDS = [f"name{n}" for n in range(20)]
 
 
 @pytest.fixture
@@ -41,7 +41,9 @@ def test_a_private_run_tells_all_that_makes_its_claim(records):
     run = fine_tune(config(records, dp={"epsilon": 8.0}))
     card, [entry] = run.card, read_ledger(run.path / "ledger.json")
     assert 7.5 < card.privacy["epsilon"] <= 8.0 and card.privacy["protected unit"] == "subject"
-    assert card.privacy["steps"] == entry.planned == entry.started == card.training["step"] and entry.status == "finished"
+    assert (
+        card.privacy["steps"] == entry.planned == entry.started == card.training["step"] and entry.status == "finished"
+    )
     assert entry.fingerprint == card.data["fingerprint"] and not entry.secret_recorded_seed
     assert "loss" not in card.training
     # What noise and samples came from is gone.
@@ -128,7 +130,7 @@ def test_a_lost_secret_ends_the_training(records):
     with pytest.raises(Stop):
         train_run(run, monitor=stop)
     (run.private / "dp_secret").unlink()
-    with pytest.raises(RunError, match="secret .* is gone"):
+    with pytest.raises(RunError, match=r"secret .* is gone"):
         train_run(Run.open(run.path))
 
 

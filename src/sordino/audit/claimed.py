@@ -32,7 +32,7 @@ def claimed(run: Run, candidates: Sequence[Example], plan: AuditPlan) -> Claimed
         return None
     [entry] = read_ledger(run.path / "ledger.json")
     event = repeated(decode_event(entry.step_event), max(1, entry.started))
-    spent = spend(event, delta=entry.delta, relation=entry.relation)  # type: ignore[arg-type]
+    spent = spend(event, delta=entry.delta, relation=entry.relation)
     words = (
         f"ε = {spent.epsilon:.3g} at δ = {entry.delta:.2g} for a {entry.unit} ({entry.relation}; Poisson sampling; "
         f"{spent.accountant})"

@@ -112,7 +112,9 @@ def canary_gate(
     """
     question = "Are canaries that were trained on many times more exposed than those left out?"
     if claim is not None:
-        finding = "Under differential privacy a canary counts once, however often it stands in the data: none need show."
+        finding = (
+            "Under differential privacy a canary counts once, however often it stands in the data: none need show."
+        )
         return Gate(name="canaries", question=question, passed=None, finding=finding)
     if not planted:
         finding = "The model was trained elsewhere: no canaries of Sordino's are in its training data."

@@ -50,7 +50,7 @@ class Grams:
         self.recent: list[tuple[Tensor, int, Tensor]] = []
 
     def of(self, x: Tensor) -> Tensor:
-        """x xᵀ (units, S, S) of `x` (units, S, d), in float32 or more."""
+        """X xᵀ (units, S, S) of `x` (units, S, d), in float32 or more."""
         for known, version, gram in self.recent:
             same = (known.data_ptr(), known.shape, known.dtype) == (x.data_ptr(), x.shape, x.dtype)
             if same and known.stride() == x.stride() and version == x._version:

@@ -39,9 +39,7 @@ class Mechanism:
         settings = plan.settings
         clipping = Clipping(norm=settings.clip_norm, kind=settings.clipping)
         self.clipper = Clipper(module, clipping, mode=train.per_sample)
-        self.sampler = PoissonSampler(
-            units=plan.units, rate=plan.rate, cap=plan.cap, secret=_key(secret, "sampling")
-        )
+        self.sampler = PoissonSampler(units=plan.units, rate=plan.rate, cap=plan.cap, secret=_key(secret, "sampling"))
         self._noise = Noise(_key(secret, "noise"), secure=settings.secure)
         self._rows = _key(secret, "rows")
         self._open: int | None = None

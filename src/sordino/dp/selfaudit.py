@@ -131,12 +131,15 @@ def _noise(bench: _Bench) -> dict[str, float]:
     silent = [[(0, 0.0)], [(1, 0.0)], [(2, 0.0)]]
     first, second = (bench.released(one, step, silent) / std for step in (0, 1))
     other, empty = bench.released(two, 0, silent) / std, bench.released(two, 1, []) / std
-    count, found = len(first), {}
+    count = len(first)
+    found: dict[str, float] = {}
     for name, values in (("in parts", first), ("of an empty batch", empty)):
         variance = float(values.square().mean())
         found |= _within(f"the variance of noise {name}", variance, 1.0, float(np.sqrt(2 / count)))
     for name, a, b in (("steps", first, second), ("runs", first, other), ("neighbours", first[1:], first[:-1])):
-        found |= _within(f"the correlation of noise between {name}", float((a * b).mean()), 0.0, 1 / float(np.sqrt(count)))
+        found |= _within(
+            f"the correlation of noise between {name}", float((a * b).mean()), 0.0, 1 / float(np.sqrt(count))
+        )
     return found
 
 

@@ -39,7 +39,10 @@ class PrivateSteps:
         """Test the mechanism on this model before it sees a record; raises `DPError` where it would break its word."""
 
         def losses_of(ids: Tensor, mask: Tensor) -> Tensor:
-            rows = [row[: int(n)] for row, n in zip(ids.cpu().numpy().astype(np.int32), mask.sum(dim=1).tolist(), strict=True)]
+            rows = [
+                row[: int(n)]
+                for row, n in zip(ids.cpu().numpy().astype(np.int32), mask.sum(dim=1).tolist(), strict=True)
+            ]
             label = 0 if objective.classifies else None
             made = [Tokens(ids=row, target=np.arange(len(row)) > 0, text="", label=label) for row in rows]
             return objective.rows(collate(made, self.model.tokenizer.pad_token_id, self.model.device))

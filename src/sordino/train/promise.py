@@ -1,4 +1,4 @@
-"""What a private training promises, and what it keeps so that nobody can take it back: plan, secret, journal, ledger."""
+"""What a private training promises, and keeps so that nobody can take it back: plan, secret, journal, ledger."""
 
 import hashlib
 import os
