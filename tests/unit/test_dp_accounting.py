@@ -154,14 +154,12 @@ def test_replacing_a_unit_is_twice_the_sensitivity_where_nothing_is_sampled():
 def test_a_cap_that_batches_hardly_meet_costs_hardly_anything():
     free = spend(poisson_gaussian(0.01, 1.0, 2000, units=10_000, cap=None), delta=1e-5, relation=ADD)
     cap = truncation(10_000, 0.01)
-    for relation in (ADD, REPLACE):
-        capped = spend(poisson_gaussian(0.01, 1.0, 2000, units=10_000, cap=cap), delta=1e-5, relation=relation)
-        assert capped.lower <= capped.epsilon
-        assert capped.rdp is None
-        if relation == ADD:
-            assert free.epsilon < capped.epsilon < free.epsilon + 0.005
-    at_mean = spend(poisson_gaussian(0.01, 1.0, 2000, units=10_000, cap=100), delta=1e-5, relation=ADD)
-    assert at_mean.epsilon > 10
+    capped = spend(poisson_gaussian(0.01, 1.0, 2000, units=10_000, cap=cap), delta=1e-5, relation=ADD)
+    assert capped.rdp is None
+    assert capped.lower <= free.epsilon < capped.epsilon < free.epsilon + 0.005
+    at_mean = spend(poisson_gaussian(0.01, 2.0, 500, units=10_000, cap=100), delta=1e-5, relation=ADD)
+    far_above = spend(poisson_gaussian(0.01, 2.0, 500, units=10_000, cap=cap), delta=1e-5, relation=ADD)
+    assert at_mean.epsilon > 2 * far_above.epsilon
     assert poisson_gaussian(0.01, 1.0, 5, units=50, cap=50) == poisson_gaussian(0.01, 1.0, 5, units=50, cap=None)
 
 
@@ -181,12 +179,12 @@ def test_shuffling_is_never_accounted_as_if_a_unit_could_be_added():
 
 
 @given(
-    rate=st.floats(0.001, 0.2),
-    sigma=st.floats(0.8, 5.0),
-    steps=st.integers(1, 500),
+    rate=st.floats(0.001, 0.1),
+    sigma=st.floats(1.0, 5.0),
+    steps=st.integers(1, 200),
     relation=st.sampled_from([ADD, REPLACE]),
 )
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_epsilon_falls_with_noise_and_rises_with_sampling_and_steps(rate, sigma, steps, relation):
     def epsilon(rate, sigma, steps):
         return spend(
@@ -244,10 +242,10 @@ def test_what_no_noise_can_meet_is_refused():
 @pytest.mark.parametrize("relation", [ADD, REPLACE])
 def test_noise_is_calibrated_for_capped_batches_and_either_relation(relation):
     def make(sigma):
-        return poisson_gaussian(0.02, sigma, 300, units=2000, cap=truncation(2000, 0.02))
+        return poisson_gaussian(0.02, sigma, 50, units=2000, cap=truncation(2000, 0.02))
 
-    sigma = calibrate(make, epsilon=2.0, delta=1e-5, relation=relation)
-    assert 1.9985 < spend(make(sigma), delta=1e-5, relation=relation).epsilon <= 2.0
+    sigma = calibrate(make, epsilon=1.0, delta=1e-5, relation=relation)
+    assert 0.999 < spend(make(sigma), delta=1e-5, relation=relation).epsilon <= 1.0
 
 
 @pytest.mark.parametrize(
