@@ -324,7 +324,7 @@ def _check_keys(values: Mapping[str, Any], kind: type, prefix: str) -> None:
             message = f"Unknown configuration key '{prefix}{key}'."
             raise ConfigError(message, _whereabouts(str(key), hints) or did_you_mean(str(key), known))
         section = _section(hints[key])
-        if section is None:
+        if section is None or (value is None and type(None) in typing.get_args(hints[key])):
             continue
         if not isinstance(value, Mapping):
             inside = ", ".join(field.name for field in dataclasses.fields(section))

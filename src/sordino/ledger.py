@@ -16,7 +16,7 @@ from sordino.errors import RunError
 from sordino.results import decode, encode
 from sordino.run import disk_errors, write_atomic
 
-__all__ = ["Entry", "Journal", "read_ledger", "write_ledger"]
+__all__ = ["Entry", "Journal", "read_ledger", "started_in", "write_ledger"]
 
 _SCHEMA = 1
 # What a start is on disk. A crash of the machine can leave zeros where a line was about to be.
@@ -97,7 +97,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._started = _count(path)
+        self._started = started_in(path)
         with disk_errors(path):
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
             size = os.fstat(self._file).st_size
@@ -129,7 +129,8 @@ class Journal:
         os.close(self._file)
 
 
-def _count(path: Path) -> int:
+def started_in(path: Path) -> int:
+    """How many steps the journal at `path` says were begun; raises `RunError` where it is damaged."""
     if not path.exists():
         return 0
     lines = path.read_bytes().split(b"\n")

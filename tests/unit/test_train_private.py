@@ -120,6 +120,18 @@ def test_another_plan_under_the_same_ledger_is_refused(records):
         train_run(Run.open(run.path))
 
 
+def test_a_run_that_ended_but_for_its_card_is_ended(records, monkeypatch):
+    settings = config(records)
+    run = create(settings, prepare(settings))
+    with monkeypatch.context() as broken:
+        broken.setattr("sordino.model.save", lambda *_: (_ for _ in ()).throw(Stop))
+        with pytest.raises(Stop):
+            train_run(run)
+    assert not (run.private / "dp_secret").exists()
+    card = train_run(Run.open(run.path)).card
+    assert card.status == "trained" and card.privacy["steps"] == card.training["step"]
+
+
 def test_a_lost_secret_ends_the_training(records):
     settings = config(records)
     run = create(settings, prepare(settings))

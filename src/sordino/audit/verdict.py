@@ -273,7 +273,7 @@ def _private_claim(f: Findings) -> Claim:
     return Claim(
         statement=f"{words}." if f.claim is None else f"{words}: {f.claim.words}.",
         evidence=f.gates["bound"].finding,
-        status="not tested" if passed is None else "supported" if passed else "contradicted",
+        status="not tested" if f.claim is None or passed is None else "supported" if passed else "contradicted",
     )
 
 

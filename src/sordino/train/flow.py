@@ -256,8 +256,9 @@ def _train_privately(
     config = recorded(run.card.config, str(run.path / "run.json"))
     promise = Promise.of(run, run.card, plan_for(config, len(members)))
     say(promise.plan.sentence())
-    private = PrivateSteps(model, tokens[0], members, promise.mechanism(model.module, config))
-    progress = train(run, model, tokens, config.train, seed=config.seed, monitor=monitor, private=private)
+    with promise.mechanism(model.module, config) as mechanism:
+        private = PrivateSteps(model, tokens[0], members, mechanism)
+        progress = train(run, model, tokens, config.train, seed=config.seed, monitor=monitor, private=private)
     return progress, promise.keep()
 
 

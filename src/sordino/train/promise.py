@@ -3,7 +3,8 @@
 import hashlib
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +17,7 @@ from sordino.dp.accounting import composed, decode_event, repeated, spend
 from sordino.dp.mechanism import Mechanism
 from sordino.dp.plan import DPPlan, steps_of
 from sordino.errors import RunError
-from sordino.ledger import Entry, Journal, read_ledger, write_ledger
+from sordino.ledger import Entry, Journal, read_ledger, started_in, write_ledger
 from sordino.records import Example
 from sordino.records.placed import unit_of
 from sordino.results import RunCard
@@ -83,16 +84,21 @@ class Promise:
         write_ledger(_path(run), [entry])
         return cls(run, plan, entry)
 
-    def mechanism(self, module: Any, config: RunConfig) -> Mechanism:
+    @contextmanager
+    def mechanism(self, module: Any, config: RunConfig) -> Iterator[Mechanism]:
         """The mechanism on `module`, taking up where the journal says it was left."""
-        return Mechanism(self.plan, module, self._secret(), self._journal(), config.train)
+        with closing(Journal(self._journal)) as journal:
+            yield Mechanism(self.plan, module, self._secret(), journal, config.train)
 
     def _secret(self) -> bytes:
         seed, path = self.plan.settings.seed, self.run.private / _SECRET
         if seed is not None:
             return hashlib.blake2b(f"sordino/{seed}".encode(), digest_size=32).digest()
         if not path.exists():
-            if self._journal().started:
+            started = started_in(self._journal)
+            if started >= self.plan.steps:
+                return os.urandom(32)  # no step is left that it could serve
+            if started:
                 message = f"The secret of {self.run.path} is gone, so its training cannot go on."
                 raise RunError(message, "Start a new run; what was spent stays spent.")
             self.run.write_private(_SECRET, os.urandom(32))
@@ -100,7 +106,7 @@ class Promise:
 
     def keep(self) -> dict[str, Any]:
         """End it: count what was spent in the ledger and destroy the secret; returns what the run card tells."""
-        started = self._journal().started
+        started = started_in(self._journal)
         status: Literal["finished", "stopped"] = "finished" if started >= self.plan.steps else "stopped"
         write_ledger(_path(self.run), [msgspec.structs.replace(self.entry, started=started, status=status)])
         (self.run.private / _SECRET).unlink(missing_ok=True)
@@ -112,8 +118,9 @@ class Promise:
             **together(before, self.plan),
         }
 
-    def _journal(self) -> Journal:
-        return Journal(self.run.private / _JOURNAL)
+    @property
+    def _journal(self) -> Path:
+        return self.run.private / _JOURNAL
 
 
 def earlier(out: Path, fingerprint: str, but: Path | None = None) -> list[Entry]:
@@ -126,7 +133,7 @@ def earlier(out: Path, fingerprint: str, but: Path | None = None) -> list[Entry]
             if entry.fingerprint == fingerprint:
                 journal = path.parent / "private" / _JOURNAL
                 # Where the journal went away with private/, all that was planned counts as spent.
-                started = Journal(journal).started if journal.exists() else max(entry.started, entry.planned)
+                started = started_in(journal) if journal.exists() else max(entry.started, entry.planned)
                 found.append(msgspec.structs.replace(entry, started=started))
     return [entry for entry in found if entry.started]
 
