@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -55,12 +56,13 @@ def row_losses(module: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tens
     return (losses.view(len(ids), -1) * mask[:, 1:]).sum(1)
 
 
-def brute(module: Any, ids: torch.Tensor, mask: torch.Tensor, rows: int = 1) -> list[dict[str, torch.Tensor]]:
+def brute(module: Any, ids: torch.Tensor, mask: torch.Tensor, rows: int = 1, kinds: Any = None) -> list[dict[str, torch.Tensor]]:
     """Each unit's gradients by a forward and a backward pass of its rows alone."""
     found = []
     named = {name: p for name, p in module.named_parameters() if p.requires_grad}
     for first in range(0, len(ids), rows):
-        loss = row_losses(module, ids[first : first + rows], mask[first : first + rows]).sum()
+        with kinds or nullcontext():
+            loss = row_losses(module, ids[first : first + rows], mask[first : first + rows]).sum()
         made = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
         grads = zip(named.items(), made, strict=True)
         found.append({n: torch.zeros_like(p) if g is None else g for (n, p), g in grads})
@@ -68,7 +70,9 @@ def brute(module: Any, ids: torch.Tensor, mask: torch.Tensor, rows: int = 1) -> 
 
 
 def norms_of(gradients: list[dict[str, torch.Tensor]]) -> torch.Tensor:
-    return torch.stack([torch.stack([g.double().square().sum() for g in one.values()]).sum().sqrt() for one in gradients])
+    return torch.stack(
+        [torch.stack([g.double().square().sum() for g in one.values()]).sum().sqrt() for one in gradients]
+    )
 
 
 def clipped_sum(gradients: list[dict[str, torch.Tensor]], bound: float) -> dict[str, torch.Tensor]:

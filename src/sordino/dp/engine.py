@@ -32,6 +32,7 @@ class Clipping:
     kind: Literal["flat", "automatic", "per-layer"] = "flat"
 
     def __post_init__(self) -> None:
+        """Raises `DPError` where the norm bounds nothing."""
         if not 0 < self.norm < float("inf"):
             raise DPError(f"The clip norm is {self.norm}.", "It must be positive and finite.")
 
@@ -205,11 +206,14 @@ class Clipper:
 
     def _one_by_one(self, values: Tensor) -> Tensor:
         units, own = self.tape.units, list(self.parameters.values())
-        losses = values.unflatten(0, (units, -1)).sum(1)
+        losses = values.reshape(units, -1).sum(1)
         per_unit: dict[str, list[Tensor]] = {name: [] for name in self.parameters}
         norms = []
         for unit in range(units):
-            found = torch.autograd.grad(losses[unit], own, retain_graph=unit + 1 < units, allow_unused=True)
+            more = unit + 1 < units
+            found: Sequence[Tensor | None] = torch.autograd.grad(
+                losses[unit], own, retain_graph=more, allow_unused=True
+            )
             with torch.no_grad():
                 used = {n: g for n, g in zip(self.parameters, found, strict=True) if g is not None}
                 self.squares = {n: _wide(g).square().sum()[None] for n, g in used.items()}
