@@ -1,4 +1,4 @@
-"""Norms and clipped sums are those of one-example loops in `dp_per_sample.json`, whose `meta` says how they were made."""
+"""Norms and clipped sums are those of one-example loops; `dp_per_sample.json` says in `meta` how they were made."""
 
 import json
 from pathlib import Path

@@ -13,7 +13,8 @@ from sordino.errors import DPError
 from sordino.train.objective import autocast, recomputed
 
 FAMILIES = ("gpt2", "llama", "qwen2", "gpt_neox", "opt", "gemma")
-METHODS = ("full", "lora", "prefix", "prompt", "ia3", "bitfit", "head", "adapters", "dora")
+METHODS = ("full", "lora", "prefix", "prompt", "ia3", "bitfit", "head")
+MORE = [(f, m) for f in ("gpt2", "llama") for m in ("adapters", "dora", "rslora")]
 IDS, MASK = a_batch(rows=4, length=7)
 
 
@@ -40,11 +41,15 @@ def without_dropout(module):
     return module
 
 
-def check(module, mode, *, units=4, close=1e-10, parts=((0, 4),), low="fp32"):
-    """Norms and the clipped sum of `units` units, in micro-batches of rows `parts`, against brute force."""
+def check(module, mode, *, units=4, close=1e-10, parts=((0, 4),), low="fp32", alone=None):
+    """Norms and the clipped sum of `units` units, in micro-batches of rows `parts`, against brute force.
+
+    `alone` are the gradients of rows, if they are known.
+    """
     rows = 4 // units
     kinds = autocast(low, torch.device("cpu"))
-    wanted = brute(module, IDS, MASK, rows, kinds)
+    alone = alone or brute(module, IDS, MASK, kinds)
+    wanted = [{n: sum(row[n] for row in alone[k : k + rows]) for n in alone[0]} for k in range(0, 4, rows)]
     norms = norms_of(wanted)
     bound = float(norms.median())
     found = []
@@ -65,16 +70,19 @@ def check(module, mode, *, units=4, close=1e-10, parts=((0, 4),), low="fp32"):
         assert error <= close * (total[name].norm() + 0.05 * size), (name, float(error))
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "method"), [(f, m) for f in FAMILIES for m in METHODS] + MORE)
 def test_as_one_example_at_a_time(make_model, family, method):
     module = prepared(make_model(family), method)
-    check(module, "book-keeping")
-    check(module, "two-backward", units=2, parts=((0, 2), (2, 4)))
+    alone = brute(module, IDS, MASK)
+    # Gemma computes its norms in float32, whatever the type of its weights.
+    close = 1e-9 if family == "gemma" else 1e-10
+    check(module, "book-keeping", alone=alone, close=close)
+    check(module, "two-backward", units=2, parts=((0, 2), (2, 4)), alone=alone, close=close)
     if method != "prefix":  # PEFT does not checkpoint it
         with recomputed(without_dropout(module), on=True):
-            check(module, "book-keeping", units=2)
-            check(module, "two-backward")
+            check(module, "book-keeping", units=2, alone=alone, close=close)
+            if method in ("full", "lora"):
+                check(module, "two-backward", alone=alone, close=close)
 
 
 @pytest.mark.parametrize("mode", ["book-keeping", "two-backward", "one-by-one"])
@@ -130,11 +138,10 @@ def test_a_classifier(make_model):
         assert self_test(module, Clipping(norm=0.1), losses, mode=mode, batch=batch) < 1e-10
 
 
-def test_shared_layers_and_unfrozen_dropout_are_right(make_model):
+def test_shared_layers(make_model):
     # The second block is the first: each of its parameters is used twice in a forward pass.
     module = prepared(make_model("llama"), "full")
     module.model.layers[1] = module.model.layers[0]
-    # Sharing keys of a cache that is not used needs no index.
     for mode in ("book-keeping", "two-backward"):
         check(module, mode)
 

@@ -49,7 +49,8 @@ class Clipper:
 
     book-keeping: one backward pass; inputs and output gradients of large weights are kept until its end.
     two-backward: the first finds the norms, the second sums; no more memory than training without clipping.
-    one-by-one: a plain backward pass a unit, exact for any model. It costs least with one unit a call of `add`.
+    one-by-one: a plain backward pass a unit, exact for any model. Give `add` one unit at a time: that costs
+    least, and only then can a gradient that is not finite be told from the others.
 
     While it is attached (`with clipper:`), the forwards of modules with trainable parameters are replaced by
     ones that compute the same. Raises `DPError` naming the module that no rule fits.
@@ -220,6 +221,10 @@ class Clipper:
                 for name in self.parameters:
                     per_unit[name].append(self.squares.get(name, values.new_zeros(1, dtype=self._wide())))
                 norm, factors = self._factors()
+                if not norm.isfinite() and units > 1:
+                    # A backward pass of one unit touches the rows of the others, and 0 · NaN is NaN: who is it?
+                    message = f"Of {units} units in one batch, one has a gradient that is not finite."
+                    raise DPError(message, "In mode 'one-by-one', give `add` one unit at a time.")
                 if norm.isfinite():
                     for name, g in used.items():
                         self._sum(name).add_(_wide(g) * factors[name])
