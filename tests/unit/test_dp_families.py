@@ -75,7 +75,7 @@ def test_as_one_example_at_a_time(make_model, family, method):
     module = prepared(make_model(family), method)
     alone = brute(module, IDS, MASK)
     # Gemma computes its norms in float32, whatever the type of its weights.
-    close = 1e-9 if family == "gemma" else 1e-10
+    close = 1e-7 if family == "gemma" else 1e-10
     check(module, "book-keeping", alone=alone, close=close)
     check(module, "two-backward", units=2, parts=((0, 2), (2, 4)), alone=alone, close=close)
     if method != "prefix":  # PEFT does not checkpoint it
