@@ -149,6 +149,15 @@ def test_a_gradient_that_is_not_finite_adds_nothing(mode, bad):
         torch.testing.assert_close(parameter.grad, wanted, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("mode", ["book-keeping", "two-backward"])
+def test_nothing_finite_is_an_empty_batch(mode):
+    module = net()
+    with Clipper(module, Clipping(), mode=mode) as clipper:
+        clipper.add(lambda: net_losses(module, scale=math.nan), units=4)
+        clipper.finish(None, 1.0)
+    assert all(not p.grad.any() for p in module.parameters())
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_noise_comes_once_a_step_and_an_empty_batch_is_noise(mode):
     module, drawn = net(), []

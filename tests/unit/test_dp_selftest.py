@@ -68,7 +68,7 @@ def test_mutants_of_clipping(make_model, monkeypatch, mutant):
     if mutant == "unclipped":
         # The engine alone: the loop that it is compared with is not to be broken along with it.
         contribute = engine.contribute
-        monkeypatch.setattr(engine, "contribute", lambda t, c, f: contribute(t, c, torch.ones_like(f)))
+        monkeypatch.setattr(engine, "contribute", lambda t, c, f, fresh: contribute(t, c, f * 0 + 1, fresh=fresh))
     elif mutant == "clipped after averaging":
         monkeypatch.setattr(engine, "clip_factors", lambda n, b, k: factors(n.mean().expand_as(n), b, k))
     elif mutant == "squared":

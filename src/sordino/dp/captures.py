@@ -97,19 +97,25 @@ def squared_norms(captures: Sequence[Capture], grams: Grams) -> Tensor:
     return total.clamp(min=0)
 
 
-def contribute(total: Tensor, captures: Sequence[Capture], factors: Tensor) -> None:
-    """Add Σ_u factors_u · gradient_u to `total`, which has the shape of the parameter; `factors` (units)."""
-    for c in captures:
+def contribute(total: Tensor, captures: Sequence[Capture], factors: Tensor, *, fresh: bool) -> None:
+    """Add Σ_u factors_u · gradient_u to `total`, which has the shape of the parameter; `factors` (units).
+
+    What a `fresh` total holds counts for nothing: it need not be filled with zeros first.
+    """
+    for number, c in enumerate(captures):
+        kept = 0 if fresh and number == 0 else 1
         if isinstance(c, Dense):
-            total.view(-1).addmv_(c.values.flatten(1).to(total.dtype).t(), factors.to(total.dtype))
+            total.view(-1).addmv_(c.values.flatten(1).to(total.dtype).t(), factors.to(total.dtype), beta=kept)
         elif isinstance(c, Outer):
             scale = factors.to(total.dtype)[:, None, None]
             left, right = c.left.to(total.dtype), c.right.to(total.dtype)
             # The narrower of the two is scaled.
             left, right = (left * scale, right) if left.shape[2] <= right.shape[2] else (left, right * scale)
-            total.addmm_(left.flatten(0, 1).t(), right.flatten(0, 1))
+            total.addmm_(left.flatten(0, 1).t(), right.flatten(0, 1), beta=kept)
         else:
             values = c.values.to(total.dtype) * factors.to(total.dtype)[:, None, None]
+            if not kept:
+                total.zero_()
             total.index_add_(0, c.ids.flatten(), values.flatten(0, 1))
 
 

@@ -123,7 +123,8 @@ class Clipper:
             raise DPError(f"The expected batch is {expected}.", "It must be positive and finite.")
         for name, parameter in self.parameters.items():
             total = self._sums.pop(name, None)
-            total = self._zeros(parameter) if total is None else total
+            if total is None:
+                total = _wide(torch.zeros_like(parameter))
             if noise is not None:
                 drawn = torch.empty_like(total)
                 noise(name, drawn)
@@ -227,7 +228,8 @@ class Clipper:
                     raise DPError(message, "In mode 'one-by-one', give `add` one unit at a time.")
                 if norm.isfinite():
                     for name, g in used.items():
-                        self._sum(name).add_(_wide(g) * factors[name])
+                        part = _wide(g) * factors[name]
+                        self._sums[name] = self._sums[name].add_(part) if name in self._sums else part
                 norms.append(norm)
         self.squares = {name: torch.cat(parts) for name, parts in per_unit.items()}
         return torch.cat(norms)
@@ -252,18 +254,15 @@ class Clipper:
     def _contribute(self, name: str, captures: Sequence[Capture], factors: Tensor, norms: Tensor) -> None:
         finite = norms.isfinite()
         if not finite.all():
+            if not finite.any():
+                return
             captures, factors = [without(c, finite) for c in captures], factors[finite]
-        contribute(self._sum(name), captures, factors)
-
-    def _sum(self, name: str) -> Tensor:
-        if name not in self._sums:
-            self._sums[name] = self._zeros(self.parameters[name])
-        return self._sums[name]
-
-    def _zeros(self, parameter: nn.Parameter) -> Tensor:
-        return torch.zeros(
-            parameter.shape, dtype=torch.promote_types(parameter.dtype, torch.float32), device=parameter.device
-        )
+        fresh = name not in self._sums
+        if fresh:
+            parameter = self.parameters[name]
+            kind = torch.promote_types(parameter.dtype, torch.float32)
+            self._sums[name] = torch.empty(parameter.shape, dtype=kind, device=parameter.device)
+        contribute(self._sums[name], captures, factors, fresh=fresh)
 
     def _wide(self) -> torch.dtype:
         doubles = any(p.dtype == torch.float64 for p in self.parameters.values())
