@@ -252,6 +252,24 @@ class Loose(nn.Module):
         self.more = nn.ModuleList([nn.Linear(3, 3)])
 
 
+class OfPositions(nn.Module):
+    """Computes on positions alone, as many as there are rows, or a multiple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 3), nn.Linear(1, 3)
+
+    def forward(self, x):
+        return self.a(x) + self.b(torch.arange(x.shape[1], dtype=x.dtype)[:, None])
+
+
+@pytest.mark.parametrize("length", [6, 8])
+def test_what_has_no_rows_is_refused(length):
+    module, x = OfPositions(), torch.randn(4, length, 3)
+    with Clipper(module, Clipping()) as clipper, pytest.raises(DPError, match=r"^b computes on a tensor of shape"):
+        clipper.add(lambda: module(x).sum((1, 2)), units=4)
+
+
 def test_refusals_at_the_start():
     with pytest.raises(DPError, match=r"1 is BatchNorm1d, which mixes the examples"):
         Clipper(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), Clipping())

@@ -74,9 +74,9 @@ class Patched:
         setattr(module, attribute, value)
 
     def _see(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        sizes = [leaf.shape[0] for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim()]
-        if sizes:
-            self.tape.see(sizes[0])
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim()]
+        if inputs:
+            self.tape.see(inputs)
 
 
 def _makes_prompts(module: nn.Module) -> bool:

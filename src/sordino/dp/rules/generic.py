@@ -59,11 +59,13 @@ class _Call:
     ) -> tuple[dict[str, Tensor], list[Tensor]]:
         """The parameters' gradients in each unit (units, *shape), and those of the tensors `wanted`."""
         units, rows = self.site.tape.units, self.site.tape.rows
-        # Rows and positions may come flattened, as in OPT's feed-forward layers.
         length = g.shape[0]
         batched = [t.dim() > 0 and t.shape[0] == length for t in tensors]
-        fits = length == rows or (g.dim() == 2 and length % rows == 0)
-        if not fits or not any(batched) or any(w and not b for w, b in zip(wanted, batched, strict=True)):
+        if (
+            not self.site.tape.fits(g)
+            or not any(batched)
+            or any(w and not b for w, b in zip(wanted, batched, strict=True))
+        ):
             shapes = [tuple(t.shape) for t in tensors]
             raise DPError(f"{self.site.name} computes {tuple(g.shape)} from {shapes} in a batch of {rows} rows.", _HINT)
 
