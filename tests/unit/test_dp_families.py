@@ -162,3 +162,37 @@ def test_logits_of_picked_positions_are_refused(make_model):
 class _Removed:
     def __init__(self, hook) -> None:
         self.close = hook.remove
+
+
+PEFT = {
+    "embedding": {"target_modules": ["embed_tokens", "q_proj"]},
+    "biases": {"target_modules": ["q_proj"], "lora_bias": True},
+    "whole modules": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens"]},
+    "some tokens": {"target_modules": ["q_proj"], "trainable_token_indices": [5, 7, int(IDS[0, 1])]},
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing", "ignore:.*lora_bias=True")
+@pytest.mark.parametrize("kind", PEFT)
+def test_other_kinds_of_lora(make_model, kind):
+    import peft
+
+    config = peft.LoraConfig(r=2, task_type="CAUSAL_LM", **PEFT[kind])
+    module = peft.get_peft_model(make_model("llama").module, config).double().eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator).double(), alpha=0.05)
+    check(module, "book-keeping")
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
+def test_tokens_shared_with_a_tied_head_are_refused(make_model):
+    import peft
+
+    config = peft.LoraConfig(r=2, task_type="CAUSAL_LM", target_modules=["c_attn"], fan_in_fan_out=True,
+                             trainable_token_indices=[5])  # fmt: skip
+    module = peft.get_peft_model(make_model("gpt2").module, config)
+    with Clipper(module, Clipping()) as clipper, pytest.raises(DPError, match=r"wte.*is used outside the module"):
+        clipper.add(lambda: row_losses(module, IDS, MASK), units=4)
