@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -55,12 +56,13 @@ def row_losses(module: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tens
     return (losses.view(len(ids), -1) * mask[:, 1:]).sum(1)
 
 
-def brute(module: Any, ids: torch.Tensor, mask: torch.Tensor, rows: int = 1) -> list[dict[str, torch.Tensor]]:
-    """Each unit's gradients by a forward and a backward pass of its rows alone."""
+def brute(module: Any, ids: torch.Tensor, mask: torch.Tensor, kinds: Any = None) -> list[dict[str, torch.Tensor]]:
+    """Each row's gradients by a forward and a backward pass of it alone, in the precision `kinds`."""
     found = []
     named = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    for first in range(0, len(ids), rows):
-        loss = row_losses(module, ids[first : first + rows], mask[first : first + rows]).sum()
+    for row in range(len(ids)):
+        with kinds or nullcontext():
+            loss = row_losses(module, ids[row : row + 1], mask[row : row + 1]).sum()
         made = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
         grads = zip(named.items(), made, strict=True)
         found.append({n: torch.zeros_like(p) if g is None else g for (n, p), g in grads})

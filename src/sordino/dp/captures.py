@@ -50,7 +50,7 @@ class Grams:
         self.recent: list[tuple[Tensor, int, Tensor]] = []
 
     def of(self, x: Tensor) -> Tensor:
-        """X xᵀ (units, S, S) of `x` (units, S, d), in float32 or more."""
+        """The products x xᵀ (units, S, S) of `x` (units, S, d), in float32 or more."""
         for known, version, gram in self.recent:
             same = (known.data_ptr(), known.shape, known.dtype) == (x.data_ptr(), x.shape, x.dtype)
             if same and known.stride() == x.stride() and version == x._version:
@@ -70,19 +70,18 @@ def combined(captures: Sequence[Capture]) -> list[Capture]:
     outer, rows = [c for c in captures if isinstance(c, Outer)], [c for c in captures if isinstance(c, Rows)]
     found: list[Capture] = []
     if outer:
-        one = outer[0] if len(outer) == 1 else Outer(_joined([c.left for c in outer]), _joined([c.right for c in outer]))
+        one = Outer(_joined([c.left for c in outer]), _joined([c.right for c in outer]))
         m, n = one.left.shape[2], one.right.shape[2]
         cheap = m * n <= one.left.shape[1] * (m + n) and not rows
         found.append(_formed(one) if cheap or dense else one)
     if rows:
-        ids, values = _joined([c.ids for c in rows]), _joined([c.values for c in rows])
-        one_hot = Rows(ids, values, rows[0].count)
+        one_hot = Rows(_joined([c.ids for c in rows]), _joined([c.values for c in rows]), rows[0].count)
         found.append(_formed(one_hot) if dense else one_hot)
     formed = [c.values for c in found if isinstance(c, Dense)]
     if not dense and len(formed) < 2:
         return found
-    values = dense + formed
-    return [Dense(values[0] if len(values) == 1 else torch.stack([_exact(v) for v in values]).sum(0))]
+    every = dense + formed
+    return [Dense(every[0] if len(every) == 1 else torch.stack([_exact(v) for v in every]).sum(0))]
 
 
 def squared_norms(captures: Sequence[Capture], grams: Grams) -> Tensor:
@@ -98,19 +97,25 @@ def squared_norms(captures: Sequence[Capture], grams: Grams) -> Tensor:
     return total.clamp(min=0)
 
 
-def contribute(total: Tensor, captures: Sequence[Capture], factors: Tensor) -> None:
-    """Add Σ_u factors_u · gradient_u to `total`, which has the shape of the parameter; `factors` (units)."""
-    for c in captures:
+def contribute(total: Tensor, captures: Sequence[Capture], factors: Tensor, *, fresh: bool) -> None:
+    """Add Σ_u factors_u · gradient_u to `total`, which has the shape of the parameter; `factors` (units).
+
+    What a `fresh` total holds counts for nothing: it need not be filled with zeros first.
+    """
+    for number, c in enumerate(captures):
+        kept = 0 if fresh and number == 0 else 1
         if isinstance(c, Dense):
-            total.view(-1).addmv_(c.values.flatten(1).to(total.dtype).t(), factors.to(total.dtype))
+            total.view(-1).addmv_(c.values.flatten(1).to(total.dtype).t(), factors.to(total.dtype), beta=kept)
         elif isinstance(c, Outer):
             scale = factors.to(total.dtype)[:, None, None]
             left, right = c.left.to(total.dtype), c.right.to(total.dtype)
             # The narrower of the two is scaled.
             left, right = (left * scale, right) if left.shape[2] <= right.shape[2] else (left, right * scale)
-            total.addmm_(left.flatten(0, 1).t(), right.flatten(0, 1))
+            total.addmm_(left.flatten(0, 1).t(), right.flatten(0, 1), beta=kept)
         else:
             values = c.values.to(total.dtype) * factors.to(total.dtype)[:, None, None]
+            if not kept:
+                total.zero_()
             total.index_add_(0, c.ids.flatten(), values.flatten(0, 1))
 
 
@@ -132,7 +137,7 @@ def _square(capture: Capture, grams: Grams) -> Tensor:
     if units * positions**2 <= _AT_ONCE:
         return (grams.of(capture.left) * grams.of(capture.right)).sum((1, 2))
     step = max(1, _AT_ONCE // positions**2)
-    parts = zip(capture.left.split(step), capture.right.split(step), strict=True)
+    parts = zip(torch.split(capture.left, step), torch.split(capture.right, step), strict=True)
     return torch.cat([(_product(a, a.mT) * _product(b, b.mT)).sum((1, 2)) for a, b in parts])
 
 
@@ -149,7 +154,7 @@ def _square_of_rows(capture: Rows) -> Tensor:
 def _cross(outer: Outer, rows: Rows) -> Tensor:
     """⟨G_head, G_embedding⟩ = Σ_ts left[t, id_s] · (right_t · values_s)."""
     step = max(1, _AT_ONCE // (outer.left.shape[1] * rows.ids.shape[1]))
-    parts = zip(*(t.split(step) for t in (outer.left, outer.right, rows.ids, rows.values)), strict=True)
+    parts = zip(*(torch.split(t, step) for t in (outer.left, outer.right, rows.ids, rows.values)), strict=True)
     found = []
     for left, right, ids, values in parts:
         picked = left.gather(2, ids[:, None, :].expand(-1, left.shape[1], -1))

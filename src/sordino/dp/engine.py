@@ -32,6 +32,7 @@ class Clipping:
     kind: Literal["flat", "automatic", "per-layer"] = "flat"
 
     def __post_init__(self) -> None:
+        """Raises `DPError` where the norm bounds nothing."""
         if not 0 < self.norm < float("inf"):
             raise DPError(f"The clip norm is {self.norm}.", "It must be positive and finite.")
 
@@ -48,7 +49,8 @@ class Clipper:
 
     book-keeping: one backward pass; inputs and output gradients of large weights are kept until its end.
     two-backward: the first finds the norms, the second sums; no more memory than training without clipping.
-    one-by-one: a plain backward pass a unit, exact for any model. It costs least with one unit a call of `add`.
+    one-by-one: a plain backward pass a unit, exact for any model. Give `add` one unit at a time: that costs
+    least, and only then can a gradient that is not finite be told from the others.
 
     While it is attached (`with clipper:`), the forwards of modules with trainable parameters are replaced by
     ones that compute the same. Raises `DPError` naming the module that no rule fits.
@@ -121,7 +123,8 @@ class Clipper:
             raise DPError(f"The expected batch is {expected}.", "It must be positive and finite.")
         for name, parameter in self.parameters.items():
             total = self._sums.pop(name, None)
-            total = self._zeros(parameter) if total is None else total
+            if total is None:
+                total = _wide(torch.zeros_like(parameter))
             if noise is not None:
                 drawn = torch.empty_like(total)
                 noise(name, drawn)
@@ -205,20 +208,28 @@ class Clipper:
 
     def _one_by_one(self, values: Tensor) -> Tensor:
         units, own = self.tape.units, list(self.parameters.values())
-        losses = values.unflatten(0, (units, -1)).sum(1)
+        losses = values.reshape(units, -1).sum(1)
         per_unit: dict[str, list[Tensor]] = {name: [] for name in self.parameters}
         norms = []
         for unit in range(units):
-            found = torch.autograd.grad(losses[unit], own, retain_graph=unit + 1 < units, allow_unused=True)
+            more = unit + 1 < units
+            found: Sequence[Tensor | None] = torch.autograd.grad(
+                losses[unit], own, retain_graph=more, allow_unused=True
+            )
             with torch.no_grad():
                 used = {n: g for n, g in zip(self.parameters, found, strict=True) if g is not None}
                 self.squares = {n: _wide(g).square().sum()[None] for n, g in used.items()}
                 for name in self.parameters:
                     per_unit[name].append(self.squares.get(name, values.new_zeros(1, dtype=self._wide())))
                 norm, factors = self._factors()
+                if not norm.isfinite() and units > 1:
+                    # A backward pass of one unit touches the rows of the others, and 0 · NaN is NaN: who is it?
+                    message = f"Of {units} units in one batch, one has a gradient that is not finite."
+                    raise DPError(message, "In mode 'one-by-one', give `add` one unit at a time.")
                 if norm.isfinite():
                     for name, g in used.items():
-                        self._sum(name).add_(_wide(g) * factors[name])
+                        part = _wide(g) * factors[name]
+                        self._sums[name] = self._sums[name].add_(part) if name in self._sums else part
                 norms.append(norm)
         self.squares = {name: torch.cat(parts) for name, parts in per_unit.items()}
         return torch.cat(norms)
@@ -243,18 +254,15 @@ class Clipper:
     def _contribute(self, name: str, captures: Sequence[Capture], factors: Tensor, norms: Tensor) -> None:
         finite = norms.isfinite()
         if not finite.all():
+            if not finite.any():
+                return
             captures, factors = [without(c, finite) for c in captures], factors[finite]
-        contribute(self._sum(name), captures, factors)
-
-    def _sum(self, name: str) -> Tensor:
-        if name not in self._sums:
-            self._sums[name] = self._zeros(self.parameters[name])
-        return self._sums[name]
-
-    def _zeros(self, parameter: nn.Parameter) -> Tensor:
-        return torch.zeros(
-            parameter.shape, dtype=torch.promote_types(parameter.dtype, torch.float32), device=parameter.device
-        )
+        fresh = name not in self._sums
+        if fresh:
+            parameter = self.parameters[name]
+            kind = torch.promote_types(parameter.dtype, torch.float32)
+            self._sums[name] = torch.empty(parameter.shape, dtype=kind, device=parameter.device)
+        contribute(self._sums[name], captures, factors, fresh=fresh)
 
     def _wide(self) -> torch.dtype:
         doubles = any(p.dtype == torch.float64 for p in self.parameters.values())

@@ -1,6 +1,7 @@
 """Which modules of a model get a rule, and their forwards replaced and put back."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ class Patched:
             for p in model.get_submodule(place).parameters(recurse=whole):
                 if p.requires_grad:
                     self.group.setdefault(names[id(p)], place)
-        self._undo: list[tuple[nn.Module, Any]] = []
+        self._undo: list[tuple[nn.Module, str, Any]] = []
         self._hook: Any = None
 
     def attach(self) -> None:
@@ -36,8 +37,10 @@ class Patched:
         if self.attached:
             return
         for module, forward in self.forwards():
-            self._undo.append((module, vars(module).get("forward")))
-            module.forward = forward
+            self._replace(module, "forward", forward)
+        for module in self.model.modules():
+            if _makes_prompts(module):
+                self._replace(module, "get_prompt", partial(_one_prompt_a_row, module))
         self._hook = self.model.register_forward_pre_hook(self._see, with_kwargs=True)
         self.attached = True
 
@@ -57,19 +60,35 @@ class Patched:
     def detach(self) -> None:
         """Put them back as they were."""
         while self._undo:
-            module, before = self._undo.pop()
+            module, attribute, before = self._undo.pop()
             if before is None:
-                del module.forward
+                delattr(module, attribute)
             else:
-                module.forward = before
+                setattr(module, attribute, before)
         if self._hook is not None:
             self._hook.remove()
         self._hook, self.attached = None, False
 
+    def _replace(self, module: nn.Module, attribute: str, value: Any) -> None:
+        self._undo.append((module, attribute, vars(module).get(attribute)))
+        setattr(module, attribute, value)
+
     def _see(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        sizes = [leaf.shape[0] for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim()]
-        if sizes:
-            self.tape.see(sizes[0])
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim()]
+        if inputs:
+            self.tape.see(inputs)
+
+
+def _makes_prompts(module: nn.Module) -> bool:
+    settings = getattr(module, "active_peft_config", None) if hasattr(module, "prompt_encoder") else None
+    return settings is not None and settings.peft_type == "PROMPT_TUNING"
+
+
+def _one_prompt_a_row(module: Any, batch_size: int, *args: Any, **kwargs: Any) -> Any:
+    """What PEFT's `get_prompt` gives; it looks virtual tokens up once for all rows, whose gradients would be one."""
+    tokens = module.prompt_tokens[module.active_adapter][None].expand(batch_size, -1)
+    encoder = module.prompt_encoder[module.active_adapter]
+    return encoder(tokens.to(encoder.embedding.weight.device))
 
 
 def _places(model: nn.Module) -> dict[str, bool]:

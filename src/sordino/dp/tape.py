@@ -1,7 +1,7 @@
 """Where the rules leave what they capture in a backward pass."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,16 +22,25 @@ class Tape:
         self.anchor = torch.zeros((), device=device, requires_grad=True)
         self.take: Callable[[nn.Parameter, Capture], None] | None = None
         self.units, self.rows = 0, 0
+        self.lengths: set[int] = set()
         self.uses: Counter[int] = Counter()
 
     def start(self, units: int) -> None:
         """Begin a forward pass of `units` units."""
         self.units, self.rows = units, 0
         self.uses.clear()
+        self.lengths.clear()
 
-    def see(self, rows: int) -> None:
-        """The batch has `rows` rows, known from the model's own input."""
-        self.rows = self.rows or rows
+    def see(self, inputs: Sequence[Tensor]) -> None:
+        """What the model is given: the first has the rows of the batch, and (rows, length) those of length `length`."""
+        self.rows = self.rows or inputs[0].shape[0]
+        self.lengths.update(x.shape[1] for x in inputs if x.dim() > 1)
+
+    def fits(self, values: Tensor, inner: int = 1) -> bool:
+        """Whether `values` are of the batch: (rows, ..., *inner), or (rows · length, *inner) as in OPT's blocks."""
+        length = values.shape[0] if values.dim() else 0
+        flat = values.dim() == 1 + inner and any(length == self.rows * one for one in self.lengths)
+        return self.rows > 0 and (length == self.rows or flat)
 
     def used(self, *parameters: nn.Parameter | None) -> None:
         """A forward pass uses `parameters`; what a checkpoint computes again, in the backward pass, is no new use."""
@@ -50,9 +59,7 @@ class Tape:
 
         Raises `DPError` naming the module `name` where the first dimension is not that of the rows.
         """
-        length = values.shape[0]
-        flat = length if values.dim() == 1 + inner else 0
-        if not self.rows or (length != self.rows and (not flat or flat % self.rows)):
+        if not self.fits(values, inner):
             message = f"{name} computes on a tensor of shape {tuple(values.shape)} in a batch of {self.rows} rows:"
             raise DPError(f"{message} it cannot be told which row is whose.", "Use mode 'one-by-one'.")
         return values.reshape(self.units, -1, *values.shape[values.dim() - inner :])

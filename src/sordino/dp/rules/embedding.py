@@ -20,19 +20,19 @@ def embedding(site: Site) -> Callable[[Tensor], Tensor]:
     _check(site)
 
     def forward(ids: Tensor) -> Tensor:
-        return _lookup(site, ids)
+        return _lookup(site, site.module.get_parameter("weight"), ids)
 
     return forward
 
 
 def own_ids(site: Site) -> Callable[..., Any]:
-    """The rule of its subclasses that compute ids from something else, or do something to what they find (OPT, Gemma 3)."""
+    """The rule of subclasses that compute ids from something else (OPT), or scale what they find (Gemma 3)."""
     _check(site)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        weight = site.detached("weight")
-        assert weight is not None
-        with substituted(site.module, {"weight": weight}), _Lookups(site, weight):
+        weight = site.module.get_parameter("weight")
+        detached = weight.detach()
+        with substituted(site.module, {"weight": detached}), _Lookups(site, weight, detached):
             return site.original(*args, **kwargs)
 
     return forward
@@ -41,13 +41,13 @@ def own_ids(site: Site) -> Callable[..., Any]:
 class _Lookups(TorchFunctionMode):
     """Makes every lookup in one weight, and in no other, pass through the rule."""
 
-    def __init__(self, site: Site, weight: Tensor) -> None:
+    def __init__(self, site: Site, weight: nn.Parameter, detached: Tensor) -> None:
         super().__init__()
-        self.site, self.weight = site, weight
+        self.site, self.weight, self.detached = site, weight, detached
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is nn.functional.embedding and len(args) > 1 and args[1] is self.weight:
-            return _lookup(self.site, args[0])
+        if func is nn.functional.embedding and len(args) > 1 and args[1] is self.detached:
+            return _lookup(self.site, self.weight, args[0])
         return func(*args, **(kwargs or {}))
 
 
@@ -59,12 +59,11 @@ def _check(site: Site) -> None:
             raise DPError(message, f"Build the model without {name}.")
 
 
-def _lookup(site: Site, ids: Tensor) -> Tensor:
-    module: Any = site.module
-    site.tape.used(module.weight)
+def _lookup(site: Site, weight: nn.Parameter, ids: Tensor) -> Tensor:
+    site.tape.used(weight)
     if ids.dim() > 1 and ids.shape[0] == 1 and site.tape.rows > 1:
         ids = ids.expand(site.tape.rows, *ids.shape[1:])
-    found: Tensor = _Embedding.apply(ids, site.tape.anchor, site, module.weight.detach())
+    found: Tensor = _Embedding.apply(ids, site.tape.anchor, site, weight.detach())  # type: ignore[no-untyped-call]
     return found
 
 

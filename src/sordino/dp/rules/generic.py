@@ -31,7 +31,7 @@ def generic(site: Site) -> Callable[..., Tensor]:
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         others = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         call = _Call(site, others, spec, [isinstance(leaf, Tensor) for leaf in leaves])
-        y: Tensor = _PerUnit.apply(site.tape.anchor, call, *tensors)
+        y: Tensor = _PerUnit.apply(site.tape.anchor, call, *tensors)  # type: ignore[no-untyped-call]
         return y
 
     return forward
@@ -59,8 +59,13 @@ class _Call:
     ) -> tuple[dict[str, Tensor], list[Tensor]]:
         """The parameters' gradients in each unit (units, *shape), and those of the tensors `wanted`."""
         units, rows = self.site.tape.units, self.site.tape.rows
-        batched = [t.dim() > 0 and t.shape[0] == rows for t in tensors]
-        if not any(batched) or g.shape[0] != rows or any(w and not b for w, b in zip(wanted, batched, strict=True)):
+        length = g.shape[0]
+        batched = [t.dim() > 0 and t.shape[0] == length for t in tensors]
+        if (
+            not self.site.tape.fits(g)
+            or not any(batched)
+            or any(w and not b for w, b in zip(wanted, batched, strict=True))
+        ):
             shapes = [tuple(t.shape) for t in tensors]
             raise DPError(f"{self.site.name} computes {tuple(g.shape)} from {shapes} in a batch of {rows} rows.", _HINT)
 
@@ -69,14 +74,14 @@ class _Call:
                 them = iter(moving)
                 return self(values, tuple(next(them) if w else t for w, t in zip(wanted, given, strict=True)))
 
-            _, pull = vjp(f, values, [t for w, t in zip(wanted, given, strict=True) if w])
+            pull = vjp(f, values, [t for w, t in zip(wanted, given, strict=True) if w])[1]
             found: tuple[dict[str, Tensor], list[Tensor]] = pull(g_unit)
             return found
 
         values = {name: p.detach() for name, p in self.parameters.items()}
-        split = [t.unflatten(0, (units, -1)) if b else t for t, b in zip(tensors, batched, strict=True)]
+        split = [t.reshape(units, -1, *t.shape[1:]) if b else t for t, b in zip(tensors, batched, strict=True)]
         each = vmap(one, in_dims=(0, *(0 if b else None for b in batched)))
-        found: tuple[dict[str, Tensor], list[Tensor]] = each(g.unflatten(0, (units, -1)), *split)
+        found: tuple[dict[str, Tensor], list[Tensor]] = each(g.reshape(units, -1, *g.shape[1:]), *split)
         return found
 
 

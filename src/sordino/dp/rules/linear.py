@@ -28,7 +28,7 @@ def linear(site: Site) -> Callable[[Tensor], Tensor]:
 
     def forward(x: Tensor) -> Tensor:
         site.tape.used(module.weight, module.bias)
-        y: Tensor = _Linear.apply(x, site.tape.anchor, site, transposed)
+        y: Tensor = _Linear.apply(x, site.tape.anchor, site, transposed)  # type: ignore[no-untyped-call]
         return y
 
     return forward
