@@ -101,8 +101,8 @@ class ReusedNoise(Mechanism):
 class ReusedSeed(Mechanism):
     """The same seed in each run."""
 
-    def __init__(self, plan, module, secret, journal, train):
-        super().__init__(plan, module, b"0" * 32, journal, train)
+    def __init__(self, plan, module, secret, journal):
+        super().__init__(plan, module, b"0" * 32, journal)
 
 
 class UnclippedLayer(Mechanism):

@@ -81,3 +81,26 @@ def test_steps_show_every_unit_as_often_as_epochs_say():
 def test_configurations_that_promise_nothing_are_refused(values, message):
     with pytest.raises(ConfigError, match=message):
         load(values={"data": {"path": "a.jsonl"}, **values}, environment={})
+
+
+def test_the_loop_in_the_documentation_runs(tmp_path, capsys):
+    import re
+    from pathlib import Path
+
+    import torch
+
+    text = (Path(__file__).parents[2] / "docs" / "differential-privacy.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"```python\n(.*?)```", text, re.S)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    data = [torch.randn(3) for _ in range(200)]
+
+    def losses(model, sampled):
+        x = torch.stack(sampled)
+        return (model(x)[:, 0] - x.sum(dim=1)).square()
+
+    before = losses(model, data).mean().item()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    exec(block, {"data": data, "model": model, "losses": losses, "optimizer": optimizer, "folder": tmp_path})
+    assert losses(model, data).mean().item() < 0.8 * before
+    assert "differentially private: ε = 8 at" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """Private training from a configuration to a run, its ledger and its audit."""
 
 import json
+from itertools import count
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from sordino.run import Run
 from sordino.train.flow import create, fine_tune, plan_of, prepare, train_run
 from sordino.train.promise import members_of
 
+COUNT = count()
 WORDS = [f"name{n}" for n in range(20)]
 
 
@@ -29,7 +31,8 @@ def records(tmp_path):
 
 def config(records, **more):
     values = {
-        "data": {"path": str(records), "unit": "who"}, "out": str(records.parent / "runs"),
+        # A folder of its own, as runs side by side are added up.
+        "data": {"path": str(records), "unit": "who"}, "out": str(records.parent / f"runs{next(COUNT)}"),
         "model": {"device": "cpu"}, "canaries": {"per_level": 1}, "split": {"candidates": 0.8}, "method": {"rank": 4},
         "train": {"epochs": 2, "batch_size": 8, "learning_rate": 5e-3, "checkpoint_every": 3},
         "dp": {"noise_multiplier": 0.6},
@@ -63,11 +66,12 @@ def test_the_dry_run_promises_what_the_run_keeps(records):
 
 
 def test_runs_on_the_same_data_add_up(records):
-    first, second = (fine_tune(config(records)).card.privacy for _ in range(2))
+    out = str(records.parent / "together")
+    first, second = (fine_tune(config(records, out=out)).card.privacy for _ in range(2))
     assert "epsilon with earlier runs" not in first
     assert second["earlier runs on this data"] == 1
     assert first["epsilon"] < second["epsilon with earlier runs"] < 2 * first["epsilon"]
-    settings = config(records, dp={"noise_multiplier": 0.6, "unit": "record"})
+    settings = config(records, out=out, dp={"noise_multiplier": 0.6, "unit": "record"})
     assert plan_of(settings, prepare(settings))["earlier runs with another promise"] == 2
 
 

@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sordino.config import TrainConfig
-from sordino.dp.engine import Clipper, Clipping
+from sordino.dp.engine import Clipper, Clipping, Mode
 from sordino.dp.noise import Noise
 from sordino.dp.plan import DPPlan
 from sordino.dp.sampling import PoissonSampler
@@ -31,14 +30,17 @@ class Mechanism:
     """The sampler, clipper and noise of `plan` on `module`; `journal` hears of every step before it is taken.
 
     Everything random follows from `secret` (32 bytes) and the number of the step. The order is
-    `sample`, any number of `clip`s, `release`; anything else raises `DPError`.
+    `sample`, any number of `clip`s, `release`; anything else raises `DPError`. `mode` decides about speed and
+    memory only.
     """
 
-    def __init__(self, plan: DPPlan, module: nn.Module, secret: bytes, journal: Journal, train: TrainConfig) -> None:
+    def __init__(
+        self, plan: DPPlan, module: nn.Module, secret: bytes, journal: Journal, *, mode: Mode = "book-keeping"
+    ) -> None:
         self.plan, self.journal = plan, journal
         settings = plan.settings
         clipping = Clipping(norm=settings.clip_norm, kind=settings.clipping)
-        self.clipper = Clipper(module, clipping, mode=train.per_sample)
+        self.clipper = Clipper(module, clipping, mode=mode)
         self.sampler = PoissonSampler(units=plan.units, rate=plan.rate, cap=plan.cap, secret=_key(secret, "sampling"))
         self._noise = Noise(_key(secret, "noise"), secure=settings.secure)
         self._rows = _key(secret, "rows")

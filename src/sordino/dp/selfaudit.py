@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from sordino.config import DPConfig, TrainConfig
+from sordino.config import DPConfig
 from sordino.dp.mechanism import Mechanism
 from sordino.dp.plan import DPPlan
 from sordino.errors import DPError
@@ -46,23 +46,23 @@ class _Toy(nn.Module):
         return logits
 
 
-Build = Callable[[DPPlan, nn.Module, bytes, Journal, TrainConfig], Mechanism]
+Build = Callable[[DPPlan, nn.Module, bytes, Journal], Mechanism]
 
 
 class _Bench:
     """Mechanisms under test: each on a toy and a journal of its own, from a secret that may be shared."""
 
-    def __init__(self, settings: DPConfig, train: TrainConfig, build: Build, folder: Path) -> None:
+    def __init__(self, settings: DPConfig, build: Build, folder: Path) -> None:
         self.plan = DPPlan(
             settings=replace(settings, epsilon=None, noise_multiplier=1.0), units=_UNITS, batch=_BATCH, steps=_STEPS,
             delta=1e-5, noise_multiplier=1.0,
         )  # fmt: skip
-        self.train, self.build, self.folder, self.made = train, build, folder, 0
+        self.build, self.folder, self.made = build, folder, 0
         self.ids = torch.randint(0, 40, (_UNITS, 6), generator=torch.Generator().manual_seed(1))
 
     def mechanism(self, secret: bytes) -> Mechanism:
         self.made += 1
-        return self.build(self.plan, _Toy(), secret, Journal(self.folder / str(self.made)), self.train)
+        return self.build(self.plan, _Toy(), secret, Journal(self.folder / str(self.made)))
 
     def released(self, mechanism: Mechanism, step: int, parts: list[list[tuple[int, float]]]) -> Tensor:
         """What `step` releases, times the expected batch, when its sample is `parts` of (unit, factor of its loss)."""
@@ -83,14 +83,14 @@ class _Bench:
         return torch.cat(found).double() * _BATCH
 
 
-def self_audit(settings: DPConfig, train: TrainConfig = TrainConfig(), *, build: Build = Mechanism) -> dict[str, float]:  # noqa: B008
+def self_audit(settings: DPConfig, *, build: Build = Mechanism) -> dict[str, float]:
     """Audit the mechanism of `settings` on a toy model; returns what was measured, by name.
 
-    `build` makes the mechanism under test from (plan, module, secret, journal, train). Raises `DPError` naming the
+    `build` makes the mechanism under test from (plan, module, secret, journal). Raises `DPError` naming the
     first promise that is broken: the sampler's, the noise's, the sensitivity's or the denominator's.
     """
     with tempfile.TemporaryDirectory() as folder:
-        bench = _Bench(settings, train, build, Path(folder))
+        bench = _Bench(settings, build, Path(folder))
         return {**_sampling(bench), **_noise(bench), **_sensitivity(bench)}
 
 

@@ -88,7 +88,7 @@ class Promise:
     def mechanism(self, module: Any, config: RunConfig) -> Iterator[Mechanism]:
         """The mechanism on `module`, taking up where the journal says it was left."""
         with closing(Journal(self._journal)) as journal:
-            yield Mechanism(self.plan, module, self._secret(), journal, config.train)
+            yield Mechanism(self.plan, module, self._secret(), journal, mode=config.train.per_sample)
 
     def _secret(self) -> bytes:
         seed, path = self.plan.settings.seed, self.run.private / _SECRET
