@@ -112,6 +112,8 @@ def _show(plan: dict[str, object], as_json: bool) -> None:
 
         sys.stdout.write(encode(plan).decode())
         return
+    # A curve of a hundred points is for programs.
+    plan = {key: value for key, value in plan.items() if key != "curve"}
     width = max(len(k) for k in plan)
     for key, value in plan.items():
         print(f"{key:<{width}}  {_readable(key, value)}")

@@ -21,6 +21,7 @@ from sordino.records import DataConfig, SplitConfig
 from sordino.results import AuditPlan
 
 __all__ = [
+    "DPConfig",
     "MethodConfig",
     "ModelConfig",
     "RunConfig",
@@ -89,7 +90,8 @@ class TrainConfig:
     (0: none); `checkpoint_every` in steps; `validate_every` in steps (default: once an epoch).
     `select` says which weights are kept: the last, or those with the best validation loss.
     `precision` is that of matrix products; weights stay float32. `gradient_checkpointing` computes
-    activations twice to keep fewer of them.
+    activations twice to keep fewer of them. `per_sample` is the way in which private training gets
+    the gradient norm of each unit, which changes speed and memory and nothing else.
     """
 
     epochs: int = 3
@@ -107,6 +109,32 @@ class TrainConfig:
     select: Literal["last", "best"] = "last"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     gradient_checkpointing: bool = False
+    per_sample: Literal["book-keeping", "two-backward", "one-by-one"] = "book-keeping"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPConfig:
+    """Differential privacy of the training, planned by `sordino.dp.DPPlan`; see docs/differential-privacy.md.
+
+    Give the target `epsilon`, or a `noise_multiplier`. `delta` is 1/N^1.1 of N units unless given.
+    `unit` is who or what is protected: a subject (`data.unit`; a record where that is not set), a
+    record, or a near-duplicate cluster of subjects, which is what shares an audit coin. A unit gives
+    at most `records_per_unit` records to a step. `relation` says which data sets are neighbours.
+    `clip_norm` bounds what a unit adds to a step, by the way that `clipping` names.
+    `secure` draws noise from a cryptographic generator. `seed` makes noise and samples repeatable, for
+    research: the guarantee then assumes that nobody knows it.
+    """
+
+    epsilon: float | None = None
+    noise_multiplier: float | None = None
+    delta: float | None = None
+    unit: Literal["subject", "record", "cluster"] = "subject"
+    relation: Literal["add-or-remove-one", "replace-one"] = "add-or-remove-one"
+    clip_norm: float = 1.0
+    clipping: Literal["flat", "automatic", "per-layer"] = "flat"
+    records_per_unit: int = 4
+    secure: bool = False
+    seed: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +154,7 @@ class RunConfig:
     canaries: CanaryConfig = CanaryConfig()
     method: MethodConfig = MethodConfig()
     train: TrainConfig = TrainConfig()
+    dp: DPConfig | None = None
     audit: AuditPlan = AuditPlan()
 
 
@@ -295,7 +324,7 @@ def _check_keys(values: Mapping[str, Any], kind: type, prefix: str) -> None:
             message = f"Unknown configuration key '{prefix}{key}'."
             raise ConfigError(message, _whereabouts(str(key), hints) or did_you_mean(str(key), known))
         section = _section(hints[key])
-        if section is None:
+        if section is None or (value is None and type(None) in typing.get_args(hints[key])):
             continue
         if not isinstance(value, Mapping):
             inside = ", ".join(field.name for field in dataclasses.fields(section))
@@ -325,17 +354,38 @@ def _check_task(config: RunConfig) -> None:
         raise ConfigError("train.too_long is 'split': the pieces of a text have no class of their own.", hint)
 
 
+def _check_private(config: RunConfig) -> None:
+    dp, train = config.dp, config.train
+    if dp is None:
+        return
+    if (dp.epsilon is None) == (dp.noise_multiplier is None):
+        given = "neither dp.epsilon nor dp.noise_multiplier is set" if dp.epsilon is None else "both are set"
+        raise ConfigError(f"Under differential privacy, {given}.", "Set dp.epsilon (8 is usual), or the other alone.")
+    if train.select == "best":
+        message = "train.select is 'best': which step is best would be read off private losses, unaccounted."
+        raise ConfigError(message, "Use select: last under differential privacy.")
+    if train.precision == "fp16":
+        message = "train.precision is fp16: loss scaling and per-unit clipping do not go together."
+        raise ConfigError(message, "Use bf16 or fp32.")
+
+
 def check_values(config: RunConfig) -> None:
     """Raise `ConfigError` for a value out of its range."""
     _check_task(config)
+    _check_private(config)
     if config.train.gradient_checkpointing and config.method.kind == "prefix":
         # A prefix is keys and values of the past, which checkpointed layers compute anew without.
         message = "train.gradient_checkpointing is true, and method.kind is prefix: the two do not go together."
         raise ConfigError(message, "Set it to false, or use method.kind: prompt.")
-    train, method, split, audit = config.train, config.method, config.split, config.audit
+    train, method, split, audit, dp = config.train, config.method, config.split, config.audit, config.dp or DPConfig()
     every = train.validate_every
     half = train.precision == "fp16" and config.model.device in ("cpu", "mps")
     rules: tuple[tuple[str, Any, bool, str], ...] = (
+        ("dp.epsilon", dp.epsilon, dp.epsilon is None or dp.epsilon > 0, "above 0"),
+        ("dp.noise_multiplier", dp.noise_multiplier, dp.noise_multiplier is None or dp.noise_multiplier > 0, "above 0"),
+        ("dp.delta", dp.delta, dp.delta is None or 0 < dp.delta < 1, "above 0 and far below 1 / units"),
+        ("dp.clip_norm", dp.clip_norm, dp.clip_norm > 0, "above 0"),
+        ("dp.records_per_unit", dp.records_per_unit, dp.records_per_unit >= 1, "at least 1"),
         ("train.epochs", train.epochs, train.epochs >= 1, "at least 1"),
         ("train.batch_size", train.batch_size, train.batch_size >= 1, "at least 1"),
         ("train.accumulation", train.accumulation, 1 <= train.accumulation <= train.batch_size, "1 to batch_size"),

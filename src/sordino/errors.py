@@ -6,6 +6,8 @@
     ├── ModelError (ValueError)  a model or tokenizer that cannot be loaded or supported
     ├── RunError (OSError)       a run folder that is missing, damaged, or of another version
     ├── TrainingError (RuntimeError)  training cannot go on: NaN loss, memory, disk
+    ├── DPError (RuntimeError)        a guarantee of differential privacy that cannot be given
+    ├── AccountingError (ValueError)  a privacy claim that no accountant can prove
     └── AuditError (RuntimeError)     an audit that cannot be carried out as asked
 
 Anything else that reaches a user as a traceback is a bug in Sordino.
@@ -15,8 +17,10 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "AccountingError",
     "AuditError",
     "ConfigError",
+    "DPError",
     "DataError",
     "ModelError",
     "RunError",
@@ -60,8 +64,16 @@ class TrainingError(SordinoError, RuntimeError):
     """Training cannot go on."""
 
 
+class AccountingError(SordinoError, ValueError):
+    """A privacy claim that no accountant can prove, or on which two accountants disagree."""
+
+
 class AuditError(SordinoError, RuntimeError):
     """An audit that cannot be carried out as asked."""
+
+
+class DPError(SordinoError, RuntimeError):
+    """A guarantee of differential privacy that cannot be given."""
 
 
 def first_line(error: BaseException) -> str:

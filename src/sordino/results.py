@@ -106,7 +106,8 @@ class RunCard:
 
     `data` holds the source, the fingerprint and the counts of records and units by role; `model`
     the digests of base weights, adapter and tokenizer; `training` what happened (steps, tokens,
-    seconds, losses of the end points); `notices` everything that was merged, cut or left out.
+    seconds, losses of the end points); `privacy` what differential privacy is claimed, if any; `notices`
+    everything that was merged, cut or left out.
     """
 
     name: str
@@ -118,6 +119,7 @@ class RunCard:
     model: Mapping[str, Any]
     environment: Mapping[str, str]
     training: Mapping[str, Any] = field(default_factory=dict)
+    privacy: Mapping[str, Any] = field(default_factory=dict)
     notices: tuple[Notice, ...] = ()
     plan: AuditPlan = AuditPlan()
     parent: str | None = None
@@ -256,6 +258,6 @@ def decode(data: bytes, kind: type[T], source: str) -> T:
     """The JSON `data` as `kind`; raises `RunError`, naming `source`, when it is not one."""
     try:
         return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
         message = f"{source} is not a valid {kind.__name__}: {error}."
         raise RunError(message, "Was it written by another version, or edited?") from error

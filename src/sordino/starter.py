@@ -68,6 +68,11 @@ train:
   select: last       # last or best (by validation loss)
   precision: fp32    # of matrix products: fp32, bf16, or fp16 (CUDA only); weights stay fp32
   gradient_checkpointing: false # true computes activations twice and keeps fewer: less memory, slower
+  per_sample: book-keeping # how private training gets norms: book-keeping, two-backward (less memory), one-by-one
+
+dp: null             # differential privacy; {{epsilon: 8}} is enough. See docs/differential-privacy.md for its keys:
+                     # epsilon or noise_multiplier, delta, unit (subject, record, cluster), relation, clip_norm,
+                     # clipping (flat, automatic, per-layer), records_per_unit, secure, seed
 
 audit:               # fixed before training, so that nothing can be chosen by what the audit sees
   headline: reference # the attack of the lower bound on epsilon

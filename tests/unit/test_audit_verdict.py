@@ -6,6 +6,7 @@ import pytest
 from audit_fixtures import figure
 
 from sordino.audit.blind import Blind
+from sordino.audit.claimed import Claimed
 from sordino.audit.gates import blind_gate, bound_gate, canary_gate
 from sordino.audit.planted import Found, canary_levels
 from sordino.audit.verdict import Findings, claims, threat_model, verdict
@@ -122,8 +123,8 @@ def test_the_least_repeated_exposed_level_is_the_one_named():
     assert "planted once" in found.reasons[0]
 
 
-def statuses(findings: Findings, epsilon: float | None = None) -> list[str]:
-    return [claim.status for claim in claims(findings, epsilon)]
+def statuses(findings: Findings) -> list[str]:
+    return [claim.status for claim in claims(findings)]
 
 
 def test_claims_follow_their_evidence():
@@ -143,13 +144,14 @@ def test_claims_follow_their_evidence():
 @pytest.mark.parametrize(("passed", "status"), [(True, "supported"), (False, "contradicted")])
 def test_a_claim_of_differential_privacy_stands_or_falls_with_its_gate(passed, status):
     findings = replace(CLEAN, gates=GATES | {"bound": gate("bound", passed)})
-    assert statuses(findings, 8.0)[-1] == status
-    assert statuses(findings, None)[-1] == "not tested"
+    findings = replace(findings, claim=Claimed(words="ε = 8", epsilon=8.0))
+    assert statuses(findings)[-1] == status
+    assert claims(findings)[-1].statement == "The training was differentially private: ε = 8."
 
 
 def test_the_unit_is_named():
-    assert "a whole customer is easier to find" in claims(replace(CLEAN, unit="customer"), None)[0].evidence
-    assert "easier to find" not in claims(replace(CLEAN, unit="record"), None)[0].evidence
+    assert "a whole customer is easier to find" in claims(replace(CLEAN, unit="customer"))[0].evidence
+    assert "easier to find" not in claims(replace(CLEAN, unit="record"))[0].evidence
     model = threat_model(replace(CLEAN, unit="customer"), ["log-probabilities", "generation", "log-probabilities"])
     assert model["Protected unit"] == "one customer"
     assert model["Sees"].startswith("generation, log-probabilities of")
@@ -211,7 +213,19 @@ def test_levels_of_canaries():
 
 @pytest.mark.parametrize(("value", "claimed", "passed"), [(0.5, 1.0, True), (1.5, 1.0, False), (1.5, None, None)])
 def test_the_bound_gate(value, claimed, passed):
-    gate_ = bound_gate(figure(value, value, 1e300), claimed, 0.95)
+    claim = None if claimed is None else Claimed(words=f"ε = {claimed}", epsilon=claimed)
+    gate_ = bound_gate(figure(value, value, 1e300), claim, 0.95)
     assert gate_.passed is passed
     assert ("DP claim falsified" in gate_.finding) == (passed is False)
     assert f"ε ≥ {value:.2f}" in gate_.finding
+
+
+def test_a_claim_about_other_units_than_the_coins_is_told_and_not_judged():
+    claim = Claimed(words="ε = 8 for a record", epsilon=None, why="A coin decides about 2.0 units together.")
+    gate_ = bound_gate(figure(20.0, 20.0, 1e300), claim, 0.95)
+    assert gate_.passed is None
+    assert "ε = 8 for a record. A coin decides" in gate_.finding and "not comparable: ε ≥ 20.00" in gate_.finding
+
+
+def test_under_differential_privacy_no_canary_need_show():
+    assert canary_gate([], claim=Claimed(words="ε = 8", epsilon=8.0)).passed is None

@@ -13,6 +13,7 @@ import sordino
 from sordino import stats
 from sordino.attacks.base import Attack, discover, find
 from sordino.audit.blind import blind_baseline
+from sordino.audit.claimed import claimed
 from sordino.audit.collecting import Collector, Ticker
 from sordino.audit.evaluate import Evidence, Outcome, delta, estimate, evaluate
 from sordino.audit.external import create_external
@@ -111,13 +112,15 @@ def _audit(run: Run, require: Sequence[str], names: Sequence[str], ticker: Ticke
     gates = [blind_gate(blind), base_gate(outcome, plan, seeds(_SHUFFLES))]
     if bound is not None:
         gates.append(shuffle_gate(outcome, plan, seeds(_REDRAW)))
-    gates.append(canary_gate(found, collector.subject.trained_here, collector.subject.task))
+    claim = claimed(run, candidates, plan)
+    gates.append(canary_gate(found, collector.subject.trained_here, collector.subject.task, claim))
     if bound is not None:
-        gates.append(bound_gate(bound, None, plan.confidence))
+        gates.append(bound_gate(bound, claim, plan.confidence))
     findings = _findings(collector, outcome, gates, [a for a, _ in pulled])
     findings = replace(
         findings,
         canaries=canary_levels(found, plan.confidence),
+        claim=claim,
         utility=_utility(collector, placed, plan),
         delta=None
         if collector.subject.trained_here
@@ -311,7 +314,7 @@ def _report(
         verdict=verdict(findings),
         task=findings.task,
         threat_model=threat_model(findings, access, collector.subject.has_base),
-        claims=claims(findings, None),
+        claims=claims(findings),
         attempts=attempts,
         canaries=tuple(findings.canaries),
         gates=tuple(findings.gates.values()),

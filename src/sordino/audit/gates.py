@@ -6,6 +6,7 @@ import numpy as np
 
 from sordino import stats
 from sordino.audit.blind import Blind
+from sordino.audit.claimed import Claimed
 from sordino.audit.evaluate import Outcome
 from sordino.audit.planted import Found
 from sordino.results import AuditPlan, Estimate, Gate
@@ -101,12 +102,20 @@ def shuffle_gate(outcome: Outcome, plan: AuditPlan, seed: int) -> Gate:
     )
 
 
-def canary_gate(found: Sequence[Found], planted: bool = True, task: str = "causal-lm") -> Gate:
+def canary_gate(
+    found: Sequence[Found], planted: bool = True, task: str = "causal-lm", claim: Claimed | None = None
+) -> Gate:
     """Gate (d): canaries trained on many times are found, so the instrument works on this model.
 
-    Where none could be `planted`, as Sordino did not train the model, it cannot be judged.
+    Where none could be `planted`, as Sordino did not train the model, it cannot be judged, nor under
+    differential privacy, where repetition counts nothing.
     """
     question = "Are canaries that were trained on many times more exposed than those left out?"
+    if claim is not None:
+        finding = (
+            "Under differential privacy a canary counts once, however often it stands in the data: none need show."
+        )
+        return Gate(name="canaries", question=question, passed=None, finding=finding)
     if not planted:
         finding = "The model was trained elsewhere: no canaries of Sordino's are in its training data."
         return Gate(name="canaries", question=question, passed=None, finding=finding)
@@ -134,17 +143,20 @@ def canary_gate(found: Sequence[Found], planted: bool = True, task: str = "causa
     )
 
 
-def bound_gate(bound: Estimate, claimed: float | None, confidence: float) -> Gate:
+def bound_gate(bound: Estimate, claim: Claimed | None, confidence: float) -> Gate:
     """Gate (e): the one pre-declared lower bound does not exceed the ε that is claimed."""
     question = "Is the measured lower bound on ε within what is claimed?"
     said = f"ε ≥ {bound.value:.2f} at {confidence:.0%} confidence ({bound.method})"
-    if claimed is None:
+    if claim is None:
         finding = f"No differential privacy is claimed. Measured: {said}."
         return Gate(name="bound", question=question, passed=None, finding=finding)
-    falsified = (bound.value or 0.0) > claimed
+    if claim.epsilon is None:
+        finding = f"Claimed {claim.words}. {claim.why} Measured, and not comparable: {said}."
+        return Gate(name="bound", question=question, passed=None, finding=finding)
+    falsified = (bound.value or 0.0) > claim.epsilon
     finding = (
-        f"DP claim falsified: {said}, claimed {claimed:g}."
+        f"DP claim falsified: {said}, where at most {claim.epsilon:.3g} is claimed. The claim: {claim.words}."
         if falsified
-        else f"Claimed ε = {claimed:g}; measured {said}."
+        else f"Claimed {claim.words}; at the audit's δ, ε = {claim.epsilon:.3g}. Measured {said}."
     )
     return Gate(name="bound", question=question, passed=not falsified, finding=finding)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from sordino.audit.claimed import Claimed
 from sordino.records import unit_words
 from sordino.results import Attempt, CanaryLevel, Claim, Estimate, Gate, Verdict
 
@@ -73,7 +74,7 @@ class Findings:
     """What the verdict is drawn from.
 
     `trained_here` says that Sordino drew the coins, planted canaries and trained; `delta` is the AUC of
-    an attack less its AUC on the untuned model, where there is one.
+    an attack less its AUC on the untuned model, where there is one; `claim` the differential privacy claimed.
     """
 
     p_value: float
@@ -89,6 +90,7 @@ class Findings:
     trained_here: bool = True
     delta: Estimate | None = None
     task: Literal["causal-lm", "classification"] = "causal-lm"
+    claim: Claimed | None = None
 
 
 def _times(share: float) -> str:
@@ -225,7 +227,7 @@ def _status(contradicted: bool, supported: bool) -> str:
     return "contradicted" if contradicted else "supported" if supported else "unresolved"
 
 
-def claims(f: Findings, claimed_epsilon: float | None) -> tuple[Claim, ...]:
+def claims(f: Findings) -> tuple[Claim, ...]:
     """What an owner would like to say, beside what the audit found."""
     auc, void = f.headline["auc"], _void(f)
     told = f"{_membership_words(f)} Adjusted for all attacks, p = {f.p_value:.2g}.{_unit_words(f.unit)}"
@@ -260,12 +262,19 @@ def claims(f: Findings, claimed_epsilon: float | None) -> tuple[Claim, ...]:
     if not f.trained_here:
         return tuple(found)
     found.append(_utility_claim(f))
-    evidence = f.gates["bound"].finding
-    status = "not tested" if claimed_epsilon is None else "supported" if f.gates["bound"].passed else "contradicted"
-    found.append(
-        Claim(statement="The training was differentially private.", evidence=evidence, status=status)  # type: ignore[arg-type]
-    )
+    found.append(_private_claim(f))
     return tuple(found)
+
+
+def _private_claim(f: Findings) -> Claim:
+    passed = f.gates["bound"].passed
+    words = "The training was differentially private"
+    # A lower bound within the claim contradicts nothing; what supports it is the accountant, not this audit.
+    return Claim(
+        statement=f"{words}." if f.claim is None else f"{words}: {f.claim.words}.",
+        evidence=f.gates["bound"].finding,
+        status="not tested" if f.claim is None or passed is None else "supported" if passed else "contradicted",
+    )
 
 
 def _unit_words(unit: str) -> str:

@@ -20,6 +20,7 @@ __all__ = [
     "schema",
     "taken_ids",
     "tallied",
+    "unit_of",
     "where",
 ]
 
@@ -40,6 +41,11 @@ class Example:
     included: bool
     group: str
     repetitions: int = 1
+
+
+def unit_of(example: Example, kind: str) -> str:
+    """The unit of `kind` (record, subject, cluster) that an example belongs to; all copies of a canary are one."""
+    return {"record": example.record.id, "subject": example.record.unit, "cluster": example.group}[kind]
 
 
 def schema() -> Any:

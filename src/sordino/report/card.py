@@ -92,7 +92,7 @@ def _training(card: RunCard) -> str:
         rows.append(("Accuracy on validation records", f"{card.training['accuracy']:.3f}"))
     shape = (("parameters", "Parameters"), ("trainable", "Parameters tuned"))
     rows += [(name, f"{card.model[key]:,}") for key, name in shape if key in card.model]
-    rows.append(("Differential privacy", "none was claimed"))
+    rows.append(("Differential privacy", text.promise(card.privacy) or "none was claimed"))
     return f"## Training\n\n{_table(('what', 'value'), rows)}"
 
 

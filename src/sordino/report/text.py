@@ -5,6 +5,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 from sordino.results import UNBOUNDED, AuditReport, Estimate
 
@@ -24,6 +25,7 @@ __all__ = [
     "metric_label",
     "moment",
     "printable",
+    "promise",
     "withheld",
 ]
 
@@ -255,6 +257,19 @@ def withheld(report: AuditReport, metric: str) -> bool:
     """
     invalid = report.verdict.state == "invalid split"
     return invalid and metric.startswith(("membership.", "epsilon.")) and "delta" not in metric
+
+
+def promise(privacy: Mapping[str, Any]) -> str:
+    """What `RunCard.privacy` claims, with all that makes it a claim; "" where it claims nothing."""
+    if not privacy:
+        return ""
+    seeded = "; noise and samples from a recorded seed: the guarantee assumes that nobody knows it"
+    return (
+        f"ε = {privacy['epsilon']:.3g} at δ = {privacy['delta']:.2g}, protecting a {privacy['protected unit']} "
+        f"({privacy['neighbours']}); {privacy['sampling']}; noise multiplier {privacy['noise multiplier']:.3g}; "
+        f"clipping {privacy['clipping']}; {privacy['steps']:,} steps; {privacy['accountant']}"
+        f"{seeded if privacy.get('seeded') else ''}"
+    )
 
 
 def flatten(value: object, name: str = "") -> list[tuple[str, str]]:

@@ -234,10 +234,19 @@ def provenance(report: AuditReport, card: RunCard) -> list[tuple[str, list[tuple
         ("Audit plan, fixed before training" if report.trained_here else "Audit plan", plan),
         ("Seconds", {name: f"{seconds:,.1f}" for name, seconds in report.seconds.items()}),
         ("Run", run),
-        ("Configuration", {key: value for key, value in card.config.items() if key != "seed"}),
+        ("Differential privacy", card.privacy),
+        ("Configuration", _without_seeds(card.config)),
         ("Data", card.data),
         ("Model", card.model),
         ("Training", card.training),
         ("Environment", card.environment),
     ]
     return [(name, text.flatten(values)) for name, values in groups if values]
+
+
+def _without_seeds(config: Mapping[str, Any]) -> dict[str, Any]:
+    # Whoever knows them knows the coins, and under differential privacy the noise.
+    shown = {key: value for key, value in config.items() if key != "seed"}
+    if shown.get("dp"):
+        shown["dp"] = {key: value for key, value in shown["dp"].items() if key != "seed"}
+    return shown

@@ -24,10 +24,11 @@ from sordino.records.store import save as save_split
 from sordino.results import Notice, RunCard, encode
 from sordino.run import Run, write_folder
 from sordino.serialize import Serializer, Tokens, encode_all
-from sordino.train.progress import Monitor
+from sordino.train.progress import Monitor, Progress
 
 if TYPE_CHECKING:
     from sordino.classifier import Classes
+    from sordino.model import Model
 
 __all__ = ["Prepared", "classes_of", "create", "fine_tune", "plan_of", "prepare", "serializer_for", "train_run"]
 
@@ -153,16 +154,19 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _training_tokens(examples: Sequence[Example], serializer: Serializer) -> tuple[list[Tokens], list[Notice]]:
+def _training_tokens(
+    examples: Sequence[Example], serializer: Serializer
+) -> tuple[list[Tokens], list[int], list[Notice]]:
+    """The sequences to train on, whose example each is of, and what was noticed."""
     encoded, notices = encode_all([e.record for e in examples], serializer)
-    tokens = [
-        piece
-        for example, whole in zip(examples, encoded, strict=True)
+    found = [
+        (piece, owner)
+        for owner, (example, whole) in enumerate(zip(examples, encoded, strict=True))
         for piece in whole.pieces(serializer.max_length)
         for _ in range(example.repetitions)
         if piece.target.any()
     ]
-    return tokens, notices
+    return [piece for piece, _ in found], [owner for _, owner in found], notices
 
 
 def train_run(run: Run, *, say: Say = _SILENT, monitor: Monitor = lambda progress, steps: None) -> Run:
@@ -174,6 +178,7 @@ def train_run(run: Run, *, say: Say = _SILENT, monitor: Monitor = lambda progres
     from sordino.model import attach, load, pick_device, save, tokenizer_digest, weights_digest
     from sordino.train.loop import train
     from sordino.train.objective import check_precision
+    from sordino.train.promise import members_of
 
     with run.lock():
         run.tidy()
@@ -192,8 +197,9 @@ def train_run(run: Run, *, say: Say = _SILENT, monitor: Monitor = lambda progres
         placed = load_split(run.records)
         model = attach(base, config.method, config.seed)
         serializer = serializer_for(config, base.tokenizer, model.context, labels)
-        training, notices = _training_tokens(placed.training, serializer)
-        validation, more = _training_tokens(placed.validation, serializer)
+        examples = placed.training
+        training, owners, notices = _training_tokens(examples, serializer)
+        validation, _, more = _training_tokens(placed.validation, serializer)
         for notice in [*notices, *more]:
             say(notice.message)
         counts = _parameters(model.module)
@@ -213,21 +219,47 @@ def train_run(run: Run, *, say: Say = _SILENT, monitor: Monitor = lambda progres
         )
         run.write_card(card)
         say(f"{counts['trainable']:,} of {counts['parameters']:,} parameters are tuned on {len(training):,} sequences")
-        progress = train(run, model, (training, validation), config.train, seed=config.seed, monitor=monitor)
+        tokens = (training, validation)
+        if config.dp is None:
+            progress = train(run, model, tokens, config.train, seed=config.seed, monitor=monitor)
+            kept: dict[str, Any] = {}
+        else:
+            members = members_of(examples, owners, config.dp.unit)
+            progress, kept = _train_privately(run, model, tokens, members, say=say, monitor=monitor)
         with write_folder(run.weights) as folder:
             save(model, folder)
-        unsaid = {"log_bytes"} if labels else {"log_bytes", "accuracy"}
+        # The loss on training data is no part of what differential privacy lets out.
+        unsaid = {"log_bytes"} | ({"accuracy"} if not labels else set()) | ({"loss"} if kept else set())
         summary = {k: v for k, v in dataclasses.asdict(progress).items() if k not in unsaid}
         run.write_card(
             dataclasses.replace(
                 card,
                 status="trained",
                 training=summary,
+                privacy=kept,
                 model={**card.model, "weights": weights_digest(run.weights)},
             )
         )
         run.event("trained", step=progress.step, tokens=progress.tokens, seconds=round(progress.seconds, 3))
     return run
+
+
+def _train_privately(
+    run: Run, model: "Model", tokens: tuple[list[Tokens], list[Tokens]], members: Sequence[Sequence[int]], *,
+    say: Say, monitor: Monitor,
+) -> tuple[Progress, dict[str, Any]]:  # fmt: skip
+    """Train under differential privacy; how far it came, and what was spent on it."""
+    from sordino.train.loop import train
+    from sordino.train.private import PrivateSteps
+    from sordino.train.promise import Promise, plan_for
+
+    config = recorded(run.card.config, str(run.path / "run.json"))
+    promise = Promise.of(run, run.card, plan_for(config, len(members)))
+    say(promise.plan.sentence())
+    with promise.mechanism(model.module, config) as mechanism:
+        private = PrivateSteps(model, tokens[0], members, mechanism)
+        progress = train(run, model, tokens, config.train, seed=config.seed, monitor=monitor, private=private)
+    return progress, promise.keep()
 
 
 _TOKEN_NOTICES = {"truncated": "truncated", "split": "split", "no-target": "with nothing to predict"}
@@ -253,13 +285,20 @@ def plan_of(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
 
     from sordino.model import count_parameters, load_tokenizer
     from sordino.train.memory import plan_memory
+    from sordino.train.promise import earlier, members_of, plan_for, together
 
     tokenizer = load_tokenizer(config.model)
     classes = classes_of(config, prepared.labels)
     shape = count_parameters(config.model, config.method, classes)
     serializer = serializer_for(config, tokenizer, shape["context"], prepared.labels)
-    tokens, notices = _training_tokens(prepared.split.training, serializer)
+    examples = prepared.split.training
+    tokens, owners, notices = _training_tokens(examples, serializer)
     steps = math.ceil(len(tokens) / config.train.batch_size) * config.train.epochs
+    promised: dict[str, Any] = {}
+    if config.dp is not None:
+        plan = plan_for(config, len(members_of(examples, owners, config.dp.unit)))
+        before = together(earlier(Path(config.out), prepared.fingerprint), plan)
+        steps, promised = plan.steps, {**plan.described(), **before, "curve": plan.curve()}
     longest = max((len(t) for t in tokens), default=0)
     return {
         **prepared.counts,
@@ -270,6 +309,7 @@ def plan_of(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
         "longest sequence": longest,
         **{f"records {_TOKEN_NOTICES[notice.kind]}": notice.count for notice in notices},
         "steps": steps,
+        **promised,
         "parameters": shape["parameters"],
         "trainable": shape["trainable"],
         **plan_memory(config, len(tokens), longest, classes),

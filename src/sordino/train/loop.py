@@ -14,12 +14,13 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from sordino.config import TrainConfig
 from sordino.errors import TrainingError
-from sordino.model import Model
+from sordino.model import Model, head_of
 from sordino.run import Run, disk_errors
 from sordino.serialize import Tokens
 from sordino.train.checkpoint import latest, load_checkpoint, save_checkpoint, trainable
 from sordino.train.collate import collate, epoch_batches
 from sordino.train.objective import Objective, check_precision, loss_scaler, recomputed
+from sordino.train.private import PrivateSteps
 from sordino.train.progress import Monitor, Progress
 
 __all__ = ["learning_rate", "train", "validation_loss"]
@@ -90,6 +91,7 @@ class _Trainer:
     validation: Sequence[Tokens]
     config: TrainConfig
     seed: int
+    private: PrivateSteps | None
 
     def __post_init__(self) -> None:
         self.parameters = list(trainable(self.model.module).values())
@@ -102,15 +104,26 @@ class _Trainer:
             # One pass over the weights instead of a dozen; the same arithmetic (see benchmarks/training.py).
             fused=self.device.type in ("cpu", "cuda"),
         )
-        self.objective = Objective(self.model, self.config.precision)
+        # A head that is trained needs to know whose each logit is.
+        picks = self.private is None or not any(p.requires_grad for p in self._head())
+        self.objective = Objective(self.model, self.config.precision, picks=picks)
         self.scaler = loss_scaler(self.config.precision, self.device)
         self.per_epoch = math.ceil(len(self.training) / self.config.batch_size)
         self.steps = self.per_epoch * self.config.epochs
+        if self.private is not None:
+            self.steps = self.private.steps
+            self.per_epoch = math.ceil(self.steps / self.config.epochs)
         self.log = self.run.private / "losses.jsonl"
         self.told = time.monotonic()
 
+    def _head(self) -> list[torch.nn.Parameter]:
+        return [] if self.model.classes is not None else list(head_of(self.model.module).parameters())
+
     def batches(self, start: int) -> Iterator[tuple[int, list[int]]]:
-        """Step numbers from `start` on, each with its record indices."""
+        """Step numbers from `start` on, each with its record indices (under differential privacy: its units)."""
+        if self.private is not None:
+            yield from self.private.batches(start)
+            return
         lengths = [len(t) for t in self.training]
         for epoch in range(start // self.per_epoch, self.config.epochs):
             for number, batch in enumerate(epoch_batches(lengths, self.config.batch_size, self.seed, epoch)):
@@ -123,6 +136,8 @@ class _Trainer:
 
         A classifier's speed is told in tokens too: those it reads.
         """
+        if self.private is not None:
+            return self._private_step(self.private, number, indices)
         size = math.ceil(len(indices) / self.config.accumulation)
         chosen = [self.training[i] for i in indices]
         pad = self.model.tokenizer.pad_token_id
@@ -151,6 +166,15 @@ class _Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         read = targets if self.model.classes is None else sum(len(item) for item in chosen)
         return loss, read, overflowed
+
+    def _private_step(self, private: PrivateSteps, number: int, units: list[int]) -> tuple[float, int, bool]:
+        # What is released is finite by construction: clipped, and noisy. Clipping it again would change nothing good.
+        loss, targets = private.gradients(number, units, self.objective, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(number, self.steps, self.config)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss, targets, False
 
     def _overflowed(self, loss: float, norm: float) -> bool:
         # While the scale of float16 gradients is still sought, infinite ones are no failure. A scale below 1 is.
@@ -222,7 +246,7 @@ class _Trainer:
         return replace(progress, validation=loss)
 
 
-def train(
+def train(  # noqa: PLR0913 - what is trained, on what, how, and under which promise
     run: Run,
     model: Model,
     tokens: tuple[Sequence[Tokens], Sequence[Tokens]],
@@ -230,10 +254,12 @@ def train(
     *,
     seed: int,
     monitor: Monitor = lambda progress, steps: None,
+    private: PrivateSteps | None = None,
 ) -> Progress:
     """Tune `model`, from the last checkpoint of `run` if it has one; returns how far it came.
 
-    `tokens` are those to train on and those to validate with. On a CPU with the same number of
+    `tokens` are those to train on and those to validate with; with `private`, steps and gradients are those of
+    a differentially private mechanism on the same tokens. On a CPU with the same number of
     threads, a run that was interrupted and resumed has the same losses and weights, bit for bit, as
     one that was not. Ends with the weights that `config.select` names.
     Raises `TrainingError` where there is nothing to train on, or training cannot go on.
@@ -244,18 +270,20 @@ def train(
             message, "Raise train.max_length: prompts may fill it, and only completions are trained on."
         )
     torch.manual_seed(seed)
-    trainer = _Trainer(run, model, *tokens, config, seed)
+    trainer = _Trainer(run, model, *tokens, config, seed, private)
     progress = trainer.resume()
     every = config.validate_every or trainer.per_epoch
     model.module.train()
     with _explained(config), recomputed(model.module, on=config.gradient_checkpointing):
+        if private is not None:
+            private.check(trainer.objective)
         started = time.monotonic() - progress.seconds
         for number, indices in trainer.batches(progress.step):
             loss, read, skipped = trainer.step(number, indices)
             spent, done = time.monotonic() - started, progress.tokens + read
             progress = replace(progress, step=number + 1, loss=loss, tokens=done, seconds=spent)
             progress = replace(progress, skipped=progress.skipped + skipped)
-            progress = trainer.write_losses(progress, step=progress.step, loss=loss)
+            progress = trainer.write_losses(progress, step=progress.step, loss=loss if math.isfinite(loss) else None)
             last = progress.step == trainer.steps
             if progress.step % every == 0 or last:
                 progress = trainer.validate(progress)

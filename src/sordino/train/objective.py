@@ -12,6 +12,7 @@ from sordino.classifier import class_logits
 from sordino.errors import ConfigError
 from sordino.model import Model, head_of
 from sordino.model.methods import virtual_tokens
+from sordino.serialize import Tokens
 from sordino.train.collate import Batch
 
 __all__ = ["Objective", "autocast", "check_precision", "loss_scaler", "recomputed"]
@@ -67,8 +68,11 @@ class Objective:
     would change anything, whole logits and the mask are used.
     """
 
-    def __init__(self, model: Model, precision: str = "fp32") -> None:
-        """Try the shortcuts on `model`; a batch is then computed in `precision`."""
+    def __init__(self, model: Model, precision: str = "fp32", *, picks: bool = True) -> None:
+        """Try the shortcuts on `model`; a batch is then computed in `precision`.
+
+        Without `picks` the head keeps the rows of a batch apart, as gradients of single rows need it.
+        """
         self.module, self.precision, self.device = model.module, precision, model.device
         self.classifies, self.causal, self.picks = model.classes is not None, False, False
         if self.classifies:
@@ -77,11 +81,23 @@ class Objective:
         with model.active():
             self.causal = self._is_causal()
             # Where tokens of a method's own stand before a text, its logits are cut to the text's length.
-            self.picks = not virtual_tokens(model.method) and self._can_pick()
+            self.picks = picks and not virtual_tokens(model.method) and self._can_pick()
 
     def __call__(self, batch: Batch) -> Tensor:
         """The loss of `batch`, summed, not averaged: parts have different numbers of targets and weigh accordingly."""
         return cross_entropy(self.scores(batch), batch.wanted, reduction="sum")
+
+    def rows(self, batch: Batch) -> Tensor:
+        """The loss of each row of `batch` (B), summed over its targets."""
+        losses = cross_entropy(self.scores(batch), batch.wanted, reduction="none")
+        if self.classifies:
+            return losses
+        owner = batch.positions // batch.input_ids.shape[1]
+        return losses.new_zeros(len(batch.input_ids)).index_add(0, owner, losses)
+
+    def targets_of(self, tokens: Tokens) -> int:
+        """How many targets a sequence has."""
+        return 1 if self.classifies else int(tokens.target[1:].sum())
 
     def scores(self, batch: Batch) -> Tensor:
         """Logits of what is scored, in float32 or more: (N, V), or of a classifier (B, C)."""

@@ -1,0 +1,46 @@
+"""The differential privacy that a run claims, read from its ledger, in terms the audit can test."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sordino.dp.accounting import decode_event, repeated, spend
+from sordino.ledger import read_ledger
+from sordino.records import Example
+from sordino.records.placed import unit_of
+from sordino.results import AuditPlan
+from sordino.run import Run
+
+__all__ = ["Claimed", "claimed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claimed:
+    """A claim in `words`; `epsilon` is it at the audit's own δ, or None where the coins cannot test it, and `why`."""
+
+    words: str
+    epsilon: float | None
+    why: str = ""
+
+
+def claimed(run: Run, candidates: Sequence[Example], plan: AuditPlan) -> Claimed | None:
+    """What `run` claims; None where it claims nothing.
+
+    A coin decides about a whole group of records, and by leaving it out or taking it in: the lower
+    bound speaks of a claim about the same unit under add-or-remove-one, and of no other.
+    """
+    if not (run.path / "ledger.json").exists():
+        return None
+    [entry] = read_ledger(run.path / "ledger.json")
+    event = repeated(decode_event(entry.step_event), max(1, entry.started))
+    spent = spend(event, delta=entry.delta, relation=entry.relation)
+    words = (
+        f"ε = {spent.epsilon:.3g} at δ = {entry.delta:.2g} for a {entry.unit} ({entry.relation}; Poisson sampling; "
+        f"{spent.accountant})"
+    )
+    if entry.relation != "add-or-remove-one":
+        return Claimed(words=words, epsilon=None, why="Coins take records in or leave them out; they replace none.")
+    units, coins = {unit_of(e, entry.unit) for e in candidates}, {e.group for e in candidates}
+    if len(units) != len(coins):
+        why = f"A coin decides about {len(units) / len(coins):.1f} units of the claim together (dp.unit: cluster fits)."
+        return Claimed(words=words, epsilon=None, why=why)
+    return Claimed(words=words, epsilon=spend(event, delta=plan.delta, relation="add-or-remove-one").epsilon)

@@ -1,0 +1,170 @@
+"""The self-audit of a mechanism: what it does to a toy model must be what its plan says, whatever it is made of.
+
+The start-up test of `selftest` compares gradients on the user's model; this one takes sampler, clipper, noise
+and denominator together, sees only what is released, and needs no record and no model.
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from sordino.config import DPConfig
+from sordino.dp.mechanism import Mechanism
+from sordino.dp.plan import DPPlan
+from sordino.errors import DPError
+from sordino.ledger import Journal
+
+__all__ = ["self_audit"]
+
+_UNITS, _BATCH, _STEPS = 200, 20, 400
+# Standard errors that a true figure may be off: one in a million audits fails by chance.
+_SIGMAS = 5.0
+_ROUNDING = 1e-6
+
+
+class _Toy(nn.Module):
+    """A bigram model with a tied head, in float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.embedding = nn.Embedding(40, 24, dtype=torch.float64)
+        self.inner = nn.Linear(24, 24, dtype=torch.float64)
+        self.head = nn.Linear(24, 40, bias=False, dtype=torch.float64)
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=0.5, generator=generator)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        logits: Tensor = self.head(torch.tanh(self.inner(self.embedding(ids))))
+        return logits
+
+
+Build = Callable[[DPPlan, nn.Module, bytes, Journal], Mechanism]
+
+
+class _Bench:
+    """Mechanisms under test: each on a toy and a journal of its own, from a secret that may be shared."""
+
+    def __init__(self, settings: DPConfig, build: Build, folder: Path) -> None:
+        self.plan = DPPlan(
+            settings=replace(settings, epsilon=None, noise_multiplier=1.0), units=_UNITS, batch=_BATCH, steps=_STEPS,
+            delta=1e-5, noise_multiplier=1.0,
+        )  # fmt: skip
+        self.build, self.folder, self.made = build, folder, 0
+        self.ids = torch.randint(0, 40, (_UNITS, 6), generator=torch.Generator().manual_seed(1))
+
+    def mechanism(self, secret: bytes) -> Mechanism:
+        self.made += 1
+        return self.build(self.plan, _Toy(), secret, Journal(self.folder / str(self.made)))
+
+    def released(self, mechanism: Mechanism, step: int, parts: list[list[tuple[int, float]]]) -> Tensor:
+        """What `step` releases, times the expected batch, when its sample is `parts` of (unit, factor of its loss)."""
+        mechanism.sample(step)
+        toy = mechanism.clipper.module
+        for part in parts:
+            rows = self.ids[[unit for unit, _ in part]]
+            factors = torch.tensor([factor for _, factor in part], dtype=torch.float64)
+
+            def losses(rows: Tensor = rows, factors: Tensor = factors) -> Tensor:
+                logits = toy(rows[:, :-1])
+                each = cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="none")
+                return each.view(len(rows), -1).sum(dim=1) * factors
+
+            mechanism.clip(losses, units=len(part))
+        mechanism.release()
+        found = [p.grad.flatten() if p.grad is not None else p.new_zeros(p.numel()) for p in toy.parameters()]
+        return torch.cat(found).double() * _BATCH
+
+
+def self_audit(settings: DPConfig, *, build: Build = Mechanism) -> dict[str, float]:
+    """Audit the mechanism of `settings` on a toy model; returns what was measured, by name.
+
+    `build` makes the mechanism under test from (plan, module, secret, journal). Raises `DPError` naming the
+    first promise that is broken: the sampler's, the noise's, the sensitivity's or the denominator's.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        bench = _Bench(settings, build, Path(folder))
+        return {**_sampling(bench), **_noise(bench), **_sensitivity(bench)}
+
+
+def _fail(what: str, value: float, wanted: str) -> None:
+    raise DPError(f"The self-audit measured {what} of {value:.4g}; {wanted}.", "Do not train with this build.")
+
+
+def _within(what: str, value: float, mean: float, deviation: float) -> dict[str, float]:
+    if not abs(value - mean) <= _SIGMAS * deviation:
+        _fail(what, value, f"the plan says {mean:.4g} ± {deviation:.2g}")
+    return {what: value}
+
+
+def _sampling(bench: _Bench) -> dict[str, float]:
+    """Poisson: units come independently of each other and of the step before."""
+    mechanism = bench.mechanism(b"s" * 32)
+    drawn = np.zeros((_STEPS, _UNITS))
+    for step in range(_STEPS):
+        drawn[step, mechanism.sample(step)] = 1
+        mechanism.release()
+    rate, sizes = _BATCH / _UNITS, drawn.sum(axis=1)
+    spread = _UNITS * rate * (1 - rate)
+    pairs = float((drawn[1:] * drawn[:-1]).sum())
+    # Of products of two draws of which neighbours share one.
+    expected, count = rate * rate, (_STEPS - 1) * _UNITS
+    variance = count * (expected * (1 - expected) + 2 * (rate**3 - rate**4))
+    return {
+        **_within("the mean batch", float(sizes.mean()), _BATCH, float(np.sqrt(spread / _STEPS))),
+        **_within("the variance of batches", float(sizes.var()), spread, spread * float(np.sqrt(2 / _STEPS))),
+        **_within("units drawn twice running", pairs, count * expected, float(np.sqrt(variance))),
+    }
+
+
+def _noise(bench: _Bench) -> dict[str, float]:
+    """N(0, (σC)²) once a step, new in each step and each run, however many parts the step has."""
+    one, two = bench.mechanism(b"n" * 32), bench.mechanism(b"m" * 32)
+    std = bench.plan.noise_multiplier * bench.plan.settings.clip_norm
+    silent = [[(0, 0.0)], [(1, 0.0)], [(2, 0.0)]]
+    first, second = (bench.released(one, step, silent) / std for step in (0, 1))
+    other, empty = bench.released(two, 0, silent) / std, bench.released(two, 1, []) / std
+    count = len(first)
+    found: dict[str, float] = {}
+    for name, values in (("in parts", first), ("of an empty batch", empty)):
+        variance = float(values.square().mean())
+        found |= _within(f"the variance of noise {name}", variance, 1.0, float(np.sqrt(2 / count)))
+    for name, a, b in (("steps", first, second), ("runs", first, other), ("neighbours", first[1:], first[:-1])):
+        found |= _within(
+            f"the correlation of noise between {name}", float((a * b).mean()), 0.0, 1 / float(np.sqrt(count))
+        )
+    return found
+
+
+def _sensitivity(bench: _Bench) -> dict[str, float]:
+    """Adding a unit moves what is released by C at most, by as much whatever else is in the batch."""
+    norm, secret, worst = bench.plan.settings.clip_norm, b"d" * 32, 0.0
+    # Gradients that are huge, tiny, opposed to the rest, in a part of their own or along with others.
+    for factor in (1e6, 1.0, -3.0, 1e-3):
+        for others in ([], [(0, 1.0)], [(0, 1.0), (1, 50.0), (2, -1.0)]):
+            moved = []
+            for near in (False, True):
+                lone = [*others, (0, factor)] if near else None
+                after = [lone] if lone else [*([others] if others else []), [(0, factor)]]
+                without = bench.released(bench.mechanism(secret), 0, [others] if others else [])
+                moved.append(bench.released(bench.mechanism(secret), 0, after) - without)
+            length = max(float(m.norm()) for m in moved)
+            worst = max(worst, length)
+            if length > norm * (1 + _ROUNDING):
+                _fail("a sensitivity", length, f"the clip norm is {norm:g}")
+    alone, crowd = [(3, 40.0)], [(4, 1.0), (5, 2.0), (6, 3.0), (7, 4.0)]
+    shares = []
+    for rest in ([], crowd):
+        without = bench.released(bench.mechanism(secret), 0, [rest] if rest else [])
+        shares.append(bench.released(bench.mechanism(secret), 0, [[*rest, *alone]]) - without)
+    apart = float((shares[0] - shares[1]).norm())
+    if apart > norm * 1e-6:
+        _fail("a change of a unit's share by its batch", apart, "the denominator is the expected batch, always")
+    return {"the largest sensitivity": worst}

@@ -1,0 +1,181 @@
+"""Broken mechanisms, each of which a real library or a real paper's code once was: all must be caught."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from sordino.config import DPConfig
+from sordino.dp.engine import Clipper
+from sordino.dp.mechanism import Mechanism
+from sordino.dp.selfaudit import self_audit
+from sordino.errors import DPError
+
+SETTINGS = DPConfig(noise_multiplier=1.0, clip_norm=0.7)
+
+
+@pytest.mark.parametrize("clipping", ["flat", "automatic", "per-layer"])
+def test_a_sound_mechanism_passes(clipping):
+    found = self_audit(DPConfig(noise_multiplier=1.0, clip_norm=0.7, clipping=clipping))
+    assert found["the largest sensitivity"] <= 0.7 * (1 + 1e-6)
+    assert found["the variance of noise in parts"] == pytest.approx(1, abs=0.3)
+
+
+class NoNoise(Mechanism):
+    def release(self):
+        self._noise.fill_ = lambda out, std, **_: out.zero_()
+        super().release()
+
+
+class NoiseAPart(Mechanism):
+    """Noise for every micro-batch."""
+
+    parts = 0
+
+    def clip(self, losses, *, units):
+        self.parts += 1
+        return super().clip(losses, units=units)
+
+    def release(self):
+        fill, parts = type(self._noise).fill_, max(1, self.parts)
+
+        def often(out, std, **named):
+            total = torch.zeros_like(out)
+            for part in range(parts):
+                fill(self._noise, out, std, step=named["step"], name=f"{named['name']}/{part}")
+                total += out
+            out.copy_(total)
+
+        self._noise.fill_, self.parts = often, 0
+        super().release()
+
+
+class ClippedAfterSumming(Mechanism):
+    """The mean is clipped, not what it is made of."""
+
+    def clip(self, losses, *, units):
+        return super().clip(lambda: losses().sum()[None], units=1)
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.clipper = Clipper(self.clipper.module, self.clipper.clipping, mode="one-by-one")
+
+
+class ActualBatch(Mechanism):
+    """Divides by the size of the sample."""
+
+    taken = 0
+
+    def clip(self, losses, *, units):
+        self.taken += units
+        return super().clip(losses, units=units)
+
+    def release(self):
+        plan, taken, self.taken = self.plan, max(1, self.taken), 0
+        finish = type(self.clipper).finish
+        self.clipper.finish = lambda noise, expected: finish(self.clipper, noise, taken)
+        super().release()
+        self.plan = plan
+
+
+class Shuffled(Mechanism):
+    """A permutation an epoch, accounted as Poisson."""
+
+    def sample(self, step):
+        super().sample(step)
+        a_epoch = self.plan.units // self.plan.batch
+        order = np.random.default_rng(step // a_epoch).permutation(self.plan.units)
+        return np.sort(order.reshape(a_epoch, -1)[step % a_epoch])
+
+
+class ReusedNoise(Mechanism):
+    """The same seed in each step."""
+
+    def release(self):
+        fill = type(self._noise).fill_
+        self._noise.fill_ = lambda out, std, **named: fill(self._noise, out, std, step=0, name=named["name"])
+        super().release()
+
+
+class ReusedSeed(Mechanism):
+    """The same seed in each run."""
+
+    def __init__(self, plan, module, secret, journal):
+        super().__init__(plan, module, b"0" * 32, journal)
+
+
+class UnclippedLayer(Mechanism):
+    """One layer goes past the clipper."""
+
+    def clip(self, losses, *, units):
+        weight = self.clipper.module.inner.weight
+        extra = torch.autograd.grad(losses().sum(), weight)[0]
+        norms = super().clip(losses, units=units)
+        self.extra = getattr(self, "extra_sum", 0) + extra
+        self.extra_sum = self.extra
+        return norms
+
+    def release(self):
+        super().release()
+        extra, self.extra_sum = getattr(self, "extra_sum", None), 0
+        if isinstance(extra, torch.Tensor):
+            self.clipper.module.inner.weight.grad += extra / self.plan.batch
+
+
+class DoubleSensitivity(Mechanism):
+    """Clips to twice the norm that the noise is made for."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        wide = copy.copy(self.clipper.clipping)
+        object.__setattr__(wide, "norm", 2 * wide.norm)
+        self.clipper = Clipper(self.clipper.module, wide, mode=self.clipper.mode)
+
+
+class TiedOnce(Mechanism):
+    """The norm of the tied weight leaves the embedding out."""
+
+    def clip(self, losses, *, units):
+        toy, captured = self.clipper.module, []
+        embedding = toy.embedding
+
+        class Detached(torch.nn.Module):
+            def forward(self, ids):
+                captured.append(ids)
+                return embedding.weight.detach()[ids]
+
+        toy.embedding = Detached()
+        try:
+            loose = losses()
+        finally:
+            toy.embedding = embedding
+        # Factors from the norms without the embedding's part, applied to the whole gradient.
+        norms = []
+        for one in loose:
+            grads = torch.autograd.grad(one, list(toy.parameters()), retain_graph=True, allow_unused=True)
+            norms.append(torch.stack([g.square().sum() for g in grads if g is not None]).sum().sqrt())
+        factors = (self.clipper.clipping.norm / torch.stack(norms)).clamp(max=1)
+        whole = torch.autograd.grad((losses() * factors).sum(), list(toy.parameters()))
+        self.extra = [a + b for a, b in zip(getattr(self, "extra", [0] * len(whole)), whole, strict=True)]
+        return torch.stack(norms)
+
+    def release(self):
+        super().release()
+        for parameter, extra in zip(self.clipper.module.parameters(), getattr(self, "extra", []), strict=False):
+            parameter.grad += extra / self.plan.batch
+        self.extra = [0] * len(list(self.clipper.module.parameters()))
+
+
+MUTANTS = {
+    NoNoise: "variance of noise", NoiseAPart: "variance of noise", ClippedAfterSumming: "sensitivity|share",
+    ActualBatch: "share|sensitivity|variance of noise", Shuffled: "variance of batches", ReusedNoise: "between steps",
+    ReusedSeed: "between runs", UnclippedLayer: "sensitivity", DoubleSensitivity: "sensitivity",
+    TiedOnce: "sensitivity",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda kind: kind.__name__)
+def test_a_broken_mechanism_is_caught(mutant):
+    with pytest.raises(DPError, match=MUTANTS[mutant]):
+        self_audit(SETTINGS, build=mutant)

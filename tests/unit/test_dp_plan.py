@@ -1,0 +1,106 @@
+"""The plan: what follows from a target, and what is refused."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from sordino.config import DPConfig, load
+from sordino.dp.accounting import poisson_gaussian, spend
+from sordino.dp.plan import DPPlan, steps_of
+from sordino.errors import ConfigError
+
+SIZES = {"units": 1000, "batch": 50, "steps": 100}
+
+
+def test_a_target_is_met_and_hardly_undercut():
+    plan = DPPlan.of(DPConfig(epsilon=3.0), **SIZES)
+    assert 3.0 * 0.999 < plan.spent.epsilon <= 3.0
+    assert plan.delta == pytest.approx(1000**-1.1) and plan.rate == 0.05
+    assert plan.cap == math.ceil(50 + 5 * math.sqrt(1000 * 0.05 * 0.95))
+
+
+def test_the_event_is_that_of_what_is_sampled():
+    plan = DPPlan.of(DPConfig(noise_multiplier=1.1, delta=1e-5), **SIZES)
+    event = poisson_gaussian(plan.rate, 1.1, 100, units=1000, cap=plan.cap)
+    assert plan.spent == spend(event, delta=1e-5, relation="add-or-remove-one")
+    # The cut is accounted for, and costs next to nothing.
+    assert plan.spent.epsilon == pytest.approx(
+        spend(
+            poisson_gaussian(plan.rate, 1.1, 100, units=1000, cap=None), delta=1e-5, relation="add-or-remove-one"
+        ).epsilon,
+        abs=1e-2,
+    )
+
+
+def test_one_for_another_costs_more():
+    weak = DPPlan.of(DPConfig(noise_multiplier=1.1), **SIZES)
+    strong = DPPlan.of(DPConfig(noise_multiplier=1.1, relation="replace-one"), **SIZES)
+    assert strong.spent.epsilon > weak.spent.epsilon
+
+
+def test_what_makes_no_sense_is_refused():
+    with pytest.raises(ConfigError, match="only 20 units"):
+        DPPlan.of(DPConfig(epsilon=8.0), units=20, batch=50, steps=10)
+    with pytest.raises(ConfigError, match="publishing one of them whole"):
+        DPPlan.of(DPConfig(epsilon=8.0, delta=0.01), **SIZES)
+    with pytest.raises(ConfigError, match="too few"):
+        DPPlan.of(DPConfig(epsilon=8.0), units=1, batch=1, steps=10)
+
+
+def test_everything_that_makes_a_claim_is_told():
+    plan = DPPlan.of(DPConfig(epsilon=8.0, unit="cluster"), **SIZES)
+    told = plan.described()
+    assert told["epsilon"] <= 8 and told["protected unit"] == "cluster" and "dp-accounting" in told["accountant"]
+    assert told["sampling"] == f"Poisson, rate 0.05, at most {plan.cap}"
+    assert "for each of 1,000 units (cluster, add-or-remove-one) after 100 steps" in plan.sentence()
+    epsilons, deltas = zip(*plan.curve(), strict=True)
+    assert list(epsilons) == sorted(epsilons) and list(deltas) == sorted(deltas, reverse=True)
+    assert plan.recorded() != replace(plan, noise_multiplier=plan.noise_multiplier + 0.1).recorded()
+
+
+def test_steps_show_every_unit_as_often_as_epochs_say():
+    assert steps_of(1000, 50, 3) == 60 and steps_of(1001, 50, 3) == 63
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"dp": {}}, "neither dp.epsilon nor dp.noise_multiplier"),
+        ({"dp": {"epsilon": 8, "noise_multiplier": 1.0}}, "both are set"),
+        ({"dp": {"epsilon": 0}}, "dp.epsilon is 0"),
+        ({"dp": {"noise_multiplier": 0.0}}, "dp.noise_multiplier is 0"),
+        ({"dp": {"epsilon": 8, "delta": 1.0}}, "dp.delta is 1"),
+        ({"dp": {"epsilon": 8, "clip_norm": 0}}, "dp.clip_norm is 0"),
+        ({"dp": {"epsilon": 8, "unit": "person"}}, "dp.unit is 'person'"),
+        ({"dp": {"epsilon": 8, "sampler": "shuffle"}}, "Unknown configuration key 'dp.sampler'"),
+        ({"dp": {"epsilon": 8}, "train": {"select": "best"}}, "read off private losses"),
+        ({"dp": {"epsilon": 8}, "train": {"precision": "fp16"}}, "fp16"),
+    ],
+)
+def test_configurations_that_promise_nothing_are_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        load(values={"data": {"path": "a.jsonl"}, **values}, environment={})
+
+
+def test_the_loop_in_the_documentation_runs(tmp_path, capsys):
+    import re
+    from pathlib import Path
+
+    import torch
+
+    text = (Path(__file__).parents[2] / "docs" / "differential-privacy.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"```python\n(.*?)```", text, re.S)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    data = [torch.randn(3) for _ in range(200)]
+
+    def losses(model, sampled):
+        x = torch.stack(sampled)
+        return (model(x)[:, 0] - x.sum(dim=1)).square()
+
+    before = losses(model, data).mean().item()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    exec(block, {"data": data, "model": model, "losses": losses, "optimizer": optimizer, "folder": tmp_path})
+    assert losses(model, data).mean().item() < 0.8 * before
+    assert "differentially private: ε = 8 at" in capsys.readouterr().out

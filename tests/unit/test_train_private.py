@@ -1,0 +1,184 @@
+"""Private training from a configuration to a run, its ledger and its audit."""
+
+import json
+from itertools import count
+
+import numpy as np
+import pytest
+import torch
+
+from sordino.config import load
+from sordino.errors import RunError
+from sordino.ledger import Journal, read_ledger
+from sordino.records import Example, Message, Record
+from sordino.run import Run
+from sordino.train.flow import create, fine_tune, plan_of, prepare, train_run
+from sordino.train.promise import members_of
+
+COUNT = count()
+WORDS = [f"name{n}" for n in range(20)]
+
+
+@pytest.fixture
+def records(tmp_path):
+    rng = np.random.default_rng(0)
+    with (tmp_path / "r.jsonl").open("w") as file:
+        for i in range(160):
+            text = " ".join(rng.choice(WORDS, 12))
+            file.write(json.dumps({"text": text, "who": f"p{i // 2}"}) + "\n")
+    return tmp_path / "r.jsonl"
+
+
+def config(records, **more):
+    values = {
+        # A folder of its own, as runs side by side are added up.
+        "data": {"path": str(records), "unit": "who"}, "out": str(records.parent / f"runs{next(COUNT)}"),
+        "model": {"device": "cpu"}, "canaries": {"per_level": 1}, "split": {"candidates": 0.8}, "method": {"rank": 4},
+        "train": {"epochs": 2, "batch_size": 8, "learning_rate": 5e-3, "checkpoint_every": 3},
+        "dp": {"noise_multiplier": 0.6},
+    }  # fmt: skip
+    return load(values={**values, **more}, environment={})
+
+
+def test_a_private_run_tells_all_that_makes_its_claim(records):
+    run = fine_tune(config(records, dp={"epsilon": 8.0}))
+    card, [entry] = run.card, read_ledger(run.path / "ledger.json")
+    assert 7.5 < card.privacy["epsilon"] <= 8.0 and card.privacy["protected unit"] == "subject"
+    assert (
+        card.privacy["steps"] == entry.planned == entry.started == card.training["step"] and entry.status == "finished"
+    )
+    assert entry.fingerprint == card.data["fingerprint"] and not entry.secret_recorded_seed
+    assert "loss" not in card.training
+    # What noise and samples came from is gone.
+    assert not (run.private / "dp_secret").exists()
+    tuned = [json.loads(line) for line in (run.private / "losses.jsonl").read_text().splitlines()]
+    assert len([line for line in tuned if "loss" in line]) == entry.planned
+
+
+def test_the_dry_run_promises_what_the_run_keeps(records):
+    settings = config(records)
+    prepared = prepare(settings)
+    plan = plan_of(settings, prepared)
+    run = train_run(create(settings, prepared))
+    kept = run.card.privacy
+    assert all(plan[key] == value for key, value in kept.items() if key in plan and key != "steps")
+    assert plan["steps"] == kept["steps"] and len(plan["curve"]) > 10
+
+
+def test_runs_on_the_same_data_add_up(records):
+    out = str(records.parent / "together")
+    first, second = (fine_tune(config(records, out=out)).card.privacy for _ in range(2))
+    assert "epsilon with earlier runs" not in first
+    assert second["earlier runs on this data"] == 1
+    assert first["epsilon"] < second["epsilon with earlier runs"] < 2 * first["epsilon"]
+    settings = config(records, out=out, dp={"noise_multiplier": 0.6, "unit": "record"})
+    assert plan_of(settings, prepare(settings))["earlier runs with another promise"] == 2
+
+
+def test_a_seed_repeats_the_run_and_is_owned_up_to(records):
+    runs = [fine_tune(config(records, dp={"noise_multiplier": 0.6, "seed": 7})) for _ in range(2)]
+    first, second = (run.card for run in runs)
+    assert first.model["weights"] == second.model["weights"] and first.privacy["seeded"]
+    other = fine_tune(config(records))
+    assert other.card.model["weights"] != first.model["weights"]
+
+
+class Stop(Exception):
+    pass
+
+
+def test_a_crashed_step_is_spent_and_the_rest_goes_on(records):
+    settings = config(records, dp={"noise_multiplier": 0.6, "seed": 7})
+    run = create(settings, prepare(settings))
+    planned = []
+
+    def stop(progress, steps):
+        planned.append(steps)
+        if progress.step == 5:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train_run(run, monitor=stop)
+    assert Journal(run.private / "dp_steps").started == 5
+    seen = []
+    train_run(Run.open(run.path), monitor=lambda progress, steps: seen.append(progress.step))
+    # The last checkpoint was at step 3; steps 4 and 5 were taken, and are not taken again.
+    assert seen == list(range(6, planned[0] + 1))
+    [entry] = read_ledger(run.path / "ledger.json")
+    assert entry.started == planned[0]
+
+
+def test_another_plan_under_the_same_ledger_is_refused(records):
+    settings = config(records)
+    run = create(settings, prepare(settings))
+
+    def stop(progress, steps):
+        raise Stop
+
+    with pytest.raises(Stop):
+        train_run(run, monitor=stop)
+    card = json.loads((run.path / "run.json").read_text())
+    card["config"]["dp"]["noise_multiplier"] = 0.7
+    (run.path / "run.json").write_text(json.dumps(card))
+    with pytest.raises(RunError, match="promises another mechanism"):
+        train_run(Run.open(run.path))
+
+
+def test_a_run_that_ended_but_for_its_card_is_ended(records, monkeypatch):
+    settings = config(records)
+    run = create(settings, prepare(settings))
+    with monkeypatch.context() as broken:
+        broken.setattr("sordino.model.save", lambda *_: (_ for _ in ()).throw(Stop))
+        with pytest.raises(Stop):
+            train_run(run)
+    assert not (run.private / "dp_secret").exists()
+    card = train_run(Run.open(run.path)).card
+    assert card.status == "trained" and card.privacy["steps"] == card.training["step"]
+
+
+def test_a_lost_secret_ends_the_training(records):
+    settings = config(records)
+    run = create(settings, prepare(settings))
+
+    def stop(progress, steps):
+        raise Stop
+
+    with pytest.raises(Stop):
+        train_run(run, monitor=stop)
+    (run.private / "dp_secret").unlink()
+    with pytest.raises(RunError, match=r"secret .* is gone"):
+        train_run(Run.open(run.path))
+
+
+def test_members_are_the_sequences_of_a_unit():
+    def example(name, unit, group):
+        record = Record(id=name, unit=unit, messages=(Message("text", name),))
+        return Example(record=record, role="train", included=True, group=group)
+
+    examples = [example("a", "u", "g"), example("b", "u", "g"), example("c", "v", "g"), example("d", "w", "w")]
+    owners = [0, 0, 1, 2, 3]
+    assert members_of(examples, owners, "record") == [[0, 1], [2], [3], [4]]
+    assert members_of(examples, owners, "subject") == [[0, 1, 2], [3], [4]]
+    assert members_of(examples, owners, "cluster") == [[0, 1, 2, 3], [4]]
+
+
+@pytest.mark.parametrize("method", [{"kind": "full"}, {"kind": "bitfit"}, {"kind": "prefix", "virtual_tokens": 4}])
+def test_other_methods_train_privately(records, method):
+    run = fine_tune(config(records, method=method, dp={"noise_multiplier": 1.0, "unit": "record"}))
+    assert run.card.privacy["protected unit"] == "record" and run.card.training["validation"] > 0
+
+
+def test_every_way_to_the_norms_gives_the_same_weights(records):
+    found = []
+    for way in ("book-keeping", "two-backward", "one-by-one"):
+        settings = config(
+            records, dp={"noise_multiplier": 1.0, "seed": 3},
+            train={"epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "per_sample": way, "accumulation": 2},
+        )  # fmt: skip
+        run = fine_tune(settings)
+        from safetensors.torch import load_file
+
+        found.append(load_file(str(run.weights / "adapter_model.safetensors")))
+    for other in found[1:]:
+        for name, tensor in found[0].items():
+            torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=1e-4)
