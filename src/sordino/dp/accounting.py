@@ -8,7 +8,7 @@ where these three are out of order, no figure is given.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -169,8 +169,6 @@ def _upper(
     raise AccountingError(message, "Change the noise multiplier or the number of steps, and report this.")
 
 
-# A training, its card and its audit ask for the same figure, which takes a second or two.
-@lru_cache(maxsize=128)
 def spend(event: "dp_accounting.DpEvent", *, delta: float, relation: Relation, interval: float = 1e-3) -> Spent:
     """ε of `event` at `delta`, cross-checked: optimistic PLD ≤ PLD ≤ RDP (to 1e-3·(1 + ε)).
 

@@ -2,11 +2,11 @@
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from typing import Any
 
 from sordino.config import DPConfig
-from sordino.dp.accounting import Spent, calibrate, curve, encode_event, poisson_gaussian, spend
+from sordino.dp.accounting import Relation, Spent, calibrate, curve, encode_event, poisson_gaussian, spend
 from sordino.dp.sampling import truncation
 from sordino.errors import ConfigError
 
@@ -69,10 +69,10 @@ class DPPlan:
         """The DpEvent of `steps` of training, by default of all."""
         return _event(self.units, self.batch, self.steps if steps is None else steps, self.noise_multiplier)
 
-    @cached_property
+    @property
     def spent(self) -> Spent:
         """ε at `delta` of the whole training."""
-        return spend(self.event(), delta=self.delta, relation=self.settings.relation)
+        return _spent(self.units, self.batch, self.steps, self.noise_multiplier, self.delta, self.settings.relation)
 
     def curve(self) -> list[tuple[float, float]]:
         """(ε, δ) pairs of the whole training."""
@@ -115,6 +115,14 @@ class DPPlan:
             "records_per_unit": self.settings.records_per_unit,
             "event": encode_event(self.event(1)),
         }
+
+
+# A dry run, the training and its card ask for the same figure, which takes a second or two.
+@lru_cache(maxsize=64)
+def _spent(
+    units: int, batch: int, steps: int, noise_multiplier: float, delta: float, relation: Relation
+) -> Spent:
+    return spend(_event(units, batch, steps, noise_multiplier), delta=delta, relation=relation)
 
 
 def _event(units: int, batch: int, steps: int, noise_multiplier: float) -> Any:
