@@ -119,9 +119,7 @@ class DPPlan:
 
 # A dry run, the training and its card ask for the same figure, which takes a second or two.
 @lru_cache(maxsize=64)
-def _spent(
-    units: int, batch: int, steps: int, noise_multiplier: float, delta: float, relation: Relation
-) -> Spent:
+def _spent(units: int, batch: int, steps: int, noise_multiplier: float, delta: float, relation: Relation) -> Spent:
     return spend(_event(units, batch, steps, noise_multiplier), delta=delta, relation=relation)
 
 
