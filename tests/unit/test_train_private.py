@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from sordino.audit.flow import audit
 from sordino.config import load
 from sordino.errors import RunError
 from sordino.ledger import Journal, read_ledger
 from sordino.records import Example, Message, Record
+from sordino.report import render_html
 from sordino.run import Run
 from sordino.train.flow import create, fine_tune, plan_of, prepare, train_run
 from sordino.train.promise import members_of
@@ -182,3 +184,33 @@ def test_every_way_to_the_norms_gives_the_same_weights(records):
     for other in found[1:]:
         for name, tensor in found[0].items():
             torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_classifier_trains_privately(tmp_path, kind):
+    rng = np.random.default_rng(1)
+    with (tmp_path / "r.jsonl").open("w") as file:
+        for _ in range(120):
+            words = rng.choice(WORDS, 8)
+            file.write(json.dumps({"text": " ".join(words), "label": str(words[0] in WORDS[:10])}) + "\n")
+    run = fine_tune(
+        config(
+            tmp_path / "r.jsonl", task="classification", data={"path": str(tmp_path / "r.jsonl"), "label": "label"},
+            method={"kind": kind}, train={"epochs": 1, "batch_size": 16},
+        )
+    )  # fmt: skip
+    assert run.card.privacy["protected unit"] == "subject" and run.card.training["accuracy"] >= 0
+
+
+def test_the_audit_tells_the_claim_beside_what_it_measured(records):
+    run = fine_tune(config(records, dp={"noise_multiplier": 0.6, "unit": "cluster"}))
+    report = audit(run)
+    bound = next(gate for gate in report.gates if gate.name == "bound")
+    assert bound.passed is True and bound.finding.startswith("Claimed ε = ") and "for a cluster" in bound.finding
+    claim = report.claims[-1]
+    assert claim.statement.startswith("The training was differentially private: ε = ") and claim.status == "supported"
+    page = render_html(report, run.card)
+    assert "Differential privacy" in page and "dp-accounting" in page
+    other = fine_tune(config(records, dp={"noise_multiplier": 0.6, "unit": "record"}))
+    bound = next(gate for gate in audit(other).gates if gate.name == "bound")
+    assert bound.passed is None and "A coin decides about" in bound.finding

@@ -79,7 +79,8 @@ class PrivateSteps:
         number = np.array([objective.targets_of(t) for t in sequences]).reshape(counted.shape)
         shares = counted / np.maximum(1, (number * counted).sum(axis=1, keepdims=True))
         batch = collate(sequences, self.model.tokenizer.pad_token_id, self.model.device)
-        weights = torch.from_numpy(shares.ravel()).to(self.model.device)
+        # Not in float64, which Apple GPUs do not have.
+        weights = torch.from_numpy(shares.ravel().astype(np.float32)).to(self.model.device)
         seen: list[Tensor] = []
 
         def losses() -> Tensor:
