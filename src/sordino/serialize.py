@@ -10,8 +10,8 @@ For a classifier the whole record is input, and its label is apart. Tokenizers w
 separator token (BERT's kin) frame it by their own template; at the last token, the class is predicted.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -233,9 +233,20 @@ class Serializer:
         )
 
 
-def encode_all(records: Sequence[Record], serializer: Serializer) -> tuple[list[Tokens], list[Notice]]:
-    """All records as tokens, with notices that count what was cut, split, or has nothing to predict."""
-    tokens = [serializer.encode(record) for record in records]
+def encode_all(
+    records: Iterable[Record], serializer: Serializer, *, texts: bool = True
+) -> tuple[list[Tokens], list[Notice]]:
+    """All records as tokens, with notices that count what was cut, split, or has nothing to predict.
+
+    Without `texts`, as training wants them, records go by one at a time and their text is not kept.
+    """
+    tokens: list[Tokens] = []
+    empty: list[str] = []
+    for record in records:
+        made = serializer.encode(record)
+        tokens.append(made if texts else replace(made, text=""))
+        if not made.target.any():
+            empty.append(record.id)
     notices = []
     cut = [t for t in tokens if t.cut]
     if cut:
@@ -249,7 +260,6 @@ def encode_all(records: Sequence[Record], serializer: Serializer) -> tuple[list[
     if long:
         message = f"{long} records are longer than {serializer.max_length} tokens and are trained in pieces."
         notices.append(Notice(kind="split", count=long, message=message))
-    empty = [r.id for r, t in zip(records, tokens, strict=True) if not t.target.any()]
     if empty:
         message = f"{len(empty)} records have no token to predict within the limit, e.g. {empty[0]}."
         notices.append(Notice(kind="no-target", count=len(empty), message=message))

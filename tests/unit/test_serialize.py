@@ -272,3 +272,11 @@ def test_targets_are_the_tokens_with_a_character_in_a_span(foreign, messages):
     covered = {i for o, hit in zip(encoded["offset_mapping"], expected, strict=True) if hit for i in range(*o)}
     missed = inside - covered
     assert all(text[i].isspace() for i in missed)
+
+
+def test_texts_are_let_go_where_only_tokens_are_wanted(tokenizer, long):
+    serializer = Serializer(tokenizer, 16)
+    whole, notices = encode_all([long[0]], serializer)
+    bare, same = encode_all(iter([long[0]]), serializer, texts=False)
+    assert notices == same and whole[0].text and bare[0].text == ""
+    assert bare[0].ids.tolist() == whole[0].ids.tolist()

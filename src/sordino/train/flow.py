@@ -2,7 +2,7 @@
 
 import dataclasses
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -16,7 +16,7 @@ from sordino.canaries import Canary, manifest, plant
 from sordino.config import RunConfig, recorded
 from sordino.errors import ConfigError, RunError
 from sordino.evidence import digest
-from sordino.records import Example, Split, read, split, unit_words
+from sordino.records import Example, Record, Split, read, split, unit_words
 from sordino.records.labels import label_notices, labels_of
 from sordino.records.placed import tallied
 from sordino.records.store import load as load_split
@@ -158,12 +158,19 @@ def _training_tokens(
     examples: Sequence[Example], serializer: Serializer
 ) -> tuple[list[Tokens], list[int], list[Notice]]:
     """The sequences to train on, whose example each is of, and what was noticed."""
-    encoded, notices = encode_all([e.record for e in examples], serializer)
+    repetitions: list[int] = []
+
+    def records() -> Iterator[Record]:
+        for example in examples:
+            repetitions.append(example.repetitions)
+            yield example.record
+
+    encoded, notices = encode_all(records(), serializer, texts=False)
     found = [
         (piece, owner)
-        for owner, (example, whole) in enumerate(zip(examples, encoded, strict=True))
+        for owner, (times, whole) in enumerate(zip(repetitions, encoded, strict=True))
         for piece in whole.pieces(serializer.max_length)
-        for _ in range(example.repetitions)
+        for _ in range(times)
         if piece.target.any()
     ]
     return [piece for piece, _ in found], [owner for _, owner in found], notices
