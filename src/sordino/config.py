@@ -17,6 +17,7 @@ import msgspec
 
 from sordino.canaries import CanaryConfig
 from sordino.errors import ConfigError, RunError, did_you_mean
+from sordino.inputs import from_environment, merge, parse_flags, read_yaml
 from sordino.records import DataConfig, SplitConfig
 from sordino.results import AuditPlan
 
@@ -27,18 +28,15 @@ __all__ = [
     "RunConfig",
     "TrainConfig",
     "check_method",
+    "check_target",
     "check_values",
     "convert",
     "load",
-    "merge",
-    "parse_flags",
     "recorded",
     "recorded_as",
 ]
 
-_ENVIRONMENT = "SORDINO__"
 _NAME = re.compile(r"[\w-]+")
-_EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
 # Which methods use a key of MethodConfig.
 _USED_BY = {
     **dict.fromkeys(("variant", "rank", "alpha", "dropout", "targets"), ("lora",)),
@@ -170,10 +168,10 @@ def load(
     `environment` holds `SORDINO__TRAIN__EPOCHS=3`-like variables, `flags` words such as
     `--train.epochs 3`. Raises `ConfigError` for unknown keys, wrong types and values out of range.
     """
-    merged: dict[str, Any] = dict(_read_yaml(Path(path)) if path is not None else {})
+    merged: dict[str, Any] = dict(read_yaml(Path(path)) if path is not None else {})
     for layer in (
         values or {},
-        _from_environment(os.environ if environment is None else environment),
+        from_environment(os.environ if environment is None else environment),
         parse_flags(flags),
     ):
         merged = merge(merged, layer)
@@ -227,90 +225,6 @@ def _mistyped(error: msgspec.ValidationError, merged: Mapping[str, Any], kind: A
     return ConfigError(f"{key or 'The configuration'} is {value!r}: {what.replace('`', '').lower()}.", hint)
 
 
-def _parse_yaml(text: str) -> Any:
-    import yaml
-
-    class Loader(yaml.SafeLoader):  # type: ignore[misc]
-        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            keys = [key.value for key, _ in node.value]
-            twice = next((key for key in keys if keys.count(key) > 1), None)
-            if twice is not None:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key '{twice}' is there twice", node.start_mark
-                )
-            return super().construct_mapping(node, deep)
-
-    # YAML 1.1 reads 2e-4 as text; people who write it mean a number.
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
-    return yaml.load(text, Loader=Loader)
-
-
-def _read_yaml(path: Path) -> Mapping[str, Any]:
-    import yaml
-
-    if not path.is_file():
-        raise ConfigError(f"There is no configuration file {path}.", "`sordino init DATA` writes one.")
-    try:
-        content = _parse_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        text = " ".join(str(error).split())
-        raise ConfigError(f"{path} is not valid YAML: {text}.", "Correct that line.") from error
-    if content is None:
-        return {}
-    if not isinstance(content, Mapping):
-        raise ConfigError(f"{path} holds a {type(content).__name__}, not keys.", "See `sordino init`.")
-    return content
-
-
-def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings as one, the values of `above` winning."""
-    merged = dict(below)
-    for key, value in above.items():
-        old = merged.get(key)
-        both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        merged[key] = merge(old, value) if both else value  # type: ignore[arg-type]
-    return merged
-
-
-def _nest(dotted: str, text: str) -> dict[str, Any]:
-    import yaml
-
-    try:
-        value: Any = _parse_yaml(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"The value of {dotted} cannot be read: {text!r}.", "Quote it.") from error
-    for key in reversed(dotted.split(".")):
-        value = {key.replace("-", "_"): value}
-    return typing.cast(dict[str, Any], value)
-
-
-def parse_flags(flags: Sequence[str]) -> dict[str, Any]:
-    """`["--train.epochs", "3", "--seed=1"]` as a nested mapping."""
-    merged: dict[str, Any] = {}
-    rest = list(flags)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("--"):
-            message = f"{word!r} is neither a known option nor a configuration key."
-            raise ConfigError(message, "Write keys as `--section.key VALUE`.")
-        name, equals, value = word[2:].partition("=")
-        if not equals:
-            if not rest:
-                raise ConfigError(f"{word} has no value.", f"Write `{word} VALUE`.")
-            value = rest.pop(0)
-        merged = merge(merged, _nest(name, value))
-    return merged
-
-
-def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    merged: dict[str, Any] = {}
-    for name, value in environment.items():
-        if name.startswith(_ENVIRONMENT):
-            dotted = name.removeprefix(_ENVIRONMENT).lower().replace("__", ".")
-            merged = merge(merged, _nest(dotted, value))
-    return merged
-
-
 def _section(annotation: Any) -> type | None:
     candidates = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
     return next((c for c in candidates if dataclasses.is_dataclass(c) and isinstance(c, type)), None)
@@ -354,13 +268,18 @@ def _check_task(config: RunConfig) -> None:
         raise ConfigError("train.too_long is 'split': the pieces of a text have no class of their own.", hint)
 
 
+def check_target(dp: DPConfig) -> None:
+    """Raise `ConfigError` unless there is one target: ε, or a noise multiplier."""
+    if (dp.epsilon is None) == (dp.noise_multiplier is None):
+        given = "neither dp.epsilon nor dp.noise_multiplier is set" if dp.epsilon is None else "both are set"
+        raise ConfigError(f"Under differential privacy, {given}.", "Set dp.epsilon (8 is usual), or the other alone.")
+
+
 def _check_private(config: RunConfig) -> None:
     dp, train = config.dp, config.train
     if dp is None:
         return
-    if (dp.epsilon is None) == (dp.noise_multiplier is None):
-        given = "neither dp.epsilon nor dp.noise_multiplier is set" if dp.epsilon is None else "both are set"
-        raise ConfigError(f"Under differential privacy, {given}.", "Set dp.epsilon (8 is usual), or the other alone.")
+    check_target(dp)
     if train.select == "best":
         message = "train.select is 'best': which step is best would be read off private losses, unaccounted."
         raise ConfigError(message, "Use select: last under differential privacy.")

@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from sordino import config as module
-from sordino.config import MethodConfig, ModelConfig, RunConfig, TrainConfig, load, parse_flags, recorded
+from sordino.config import MethodConfig, ModelConfig, RunConfig, TrainConfig, load, recorded
 from sordino.errors import ConfigError, RunError
+from sordino.inputs import parse_flags
 from sordino.records import DataConfig
 from sordino.starter import starter
 

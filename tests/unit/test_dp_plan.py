@@ -44,6 +44,9 @@ def test_what_makes_no_sense_is_refused():
         DPPlan.of(DPConfig(epsilon=8.0), units=20, batch=50, steps=10)
     with pytest.raises(ConfigError, match="publishing one of them whole"):
         DPPlan.of(DPConfig(epsilon=8.0, delta=0.01), **SIZES)
+    for settings in (DPConfig(), DPConfig(epsilon=8.0, noise_multiplier=1.0)):
+        with pytest.raises(ConfigError, match="Under differential privacy"):
+            DPPlan.of(settings, **SIZES)
     with pytest.raises(ConfigError, match="too few"):
         DPPlan.of(DPConfig(epsilon=8.0), units=1, batch=1, steps=10)
 

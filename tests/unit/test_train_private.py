@@ -89,6 +89,19 @@ class Stop(Exception):
     pass
 
 
+def stopped(records):
+    """A run that was interrupted after its first step."""
+
+    def stop(progress, steps):
+        raise Stop
+
+    settings = config(records)
+    run = create(settings, prepare(settings))
+    with pytest.raises(Stop):
+        train_run(run, monitor=stop)
+    return run
+
+
 def test_a_crashed_step_is_spent_and_the_rest_goes_on(records):
     settings = config(records, dp={"noise_multiplier": 0.6, "seed": 7})
     run = create(settings, prepare(settings))
@@ -111,14 +124,7 @@ def test_a_crashed_step_is_spent_and_the_rest_goes_on(records):
 
 
 def test_another_plan_under_the_same_ledger_is_refused(records):
-    settings = config(records)
-    run = create(settings, prepare(settings))
-
-    def stop(progress, steps):
-        raise Stop
-
-    with pytest.raises(Stop):
-        train_run(run, monitor=stop)
+    run = stopped(records)
     card = json.loads((run.path / "run.json").read_text())
     card["config"]["dp"]["noise_multiplier"] = 0.7
     (run.path / "run.json").write_text(json.dumps(card))
@@ -126,27 +132,35 @@ def test_another_plan_under_the_same_ledger_is_refused(records):
         train_run(Run.open(run.path))
 
 
-def test_a_run_that_ended_but_for_its_card_is_ended(records, monkeypatch):
+@pytest.mark.parametrize("broken", ["save", "weights_digest"])
+def test_a_run_that_ended_but_for_its_card_is_ended(records, monkeypatch, broken):
     settings = config(records)
     run = create(settings, prepare(settings))
-    with monkeypatch.context() as broken:
-        broken.setattr("sordino.model.save", lambda *_: (_ for _ in ()).throw(Stop))
+
+    def stop(*_):
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"sordino.model.{broken}", stop)
         with pytest.raises(Stop):
             train_run(run)
-    assert not (run.private / "dp_secret").exists()
     card = train_run(Run.open(run.path)).card
     assert card.status == "trained" and card.privacy["steps"] == card.training["step"]
+    assert not (run.private / "dp_secret").exists()
+
+
+def test_a_damaged_ledger_beside_it_is_found_before_anything_is_spent(records):
+    settings = config(records)
+    run = create(settings, prepare(settings))
+    (run.path.parent / "other").mkdir()
+    (run.path.parent / "other" / "ledger.json").write_text("{")
+    with pytest.raises(RunError, match="damaged"):
+        train_run(run)
+    assert not (run.private / "dp_steps").exists()
 
 
 def test_a_lost_secret_ends_the_training(records):
-    settings = config(records)
-    run = create(settings, prepare(settings))
-
-    def stop(progress, steps):
-        raise Stop
-
-    with pytest.raises(Stop):
-        train_run(run, monitor=stop)
+    run = stopped(records)
     (run.private / "dp_secret").unlink()
     with pytest.raises(RunError, match=r"secret .* is gone"):
         train_run(Run.open(run.path))
@@ -207,6 +221,10 @@ def test_the_audit_tells_the_claim_beside_what_it_measured(records):
     report = audit(run)
     bound = next(gate for gate in report.gates if gate.name == "bound")
     assert bound.passed is True and bound.finding.startswith("Claimed ε = ") and "for a cluster" in bound.finding
+    ledger = (run.path / "ledger.json").rename(run.path / "away")
+    with pytest.raises(RunError, match="no ledger"):
+        audit(run)
+    ledger.rename(run.path / "ledger.json")
     claim = report.claims[-1]
     assert claim.statement.startswith("The training was differentially private: ε = ") and claim.status == "supported"
     page = render_html(report, run.card)

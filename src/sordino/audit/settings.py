@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sordino.config import ModelConfig, RunConfig, TrainConfig, check_values, convert, merge, parse_flags
+from sordino.config import ModelConfig, RunConfig, TrainConfig, check_values, convert
 from sordino.errors import ConfigError
+from sordino.inputs import merge, parse_flags
 from sordino.records import DataConfig
 from sordino.results import AuditPlan
 

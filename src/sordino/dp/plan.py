@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from sordino.config import DPConfig
+from sordino.config import DPConfig, check_target
 from sordino.dp.accounting import Relation, Spent, calibrate, curve, encode_event, poisson_gaussian, spend
 from sordino.dp.sampling import truncation
 from sordino.errors import ConfigError
@@ -35,6 +35,7 @@ class DPPlan:
 
         Raises `ConfigError` where no noise reaches the target or where the numbers make no sense.
         """
+        check_target(settings)
         if units < 2:
             raise ConfigError(f"{units} units are too few for differential privacy.", "Use more data.")
         if batch > units:
@@ -45,14 +46,14 @@ class DPPlan:
             message = f"dp.delta is {delta:.2g}, with {units:,} units: publishing one of them whole would keep to it."
             raise ConfigError(message, f"Stay far below {1 / units:.2g}; the default is {units**-1.1:.2g}.")
         noise = settings.noise_multiplier
-        if noise is None:
-            assert settings.epsilon is not None  # the configuration was checked
+        if settings.epsilon is not None:
             noise = calibrate(
                 lambda sigma: _event(units, batch, steps, sigma),
                 epsilon=settings.epsilon,
                 delta=delta,
                 relation=settings.relation,
             )
+        assert noise is not None  # one of the two was given
         return cls(settings=settings, units=units, batch=batch, steps=steps, delta=delta, noise_multiplier=noise)
 
     @property

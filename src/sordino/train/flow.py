@@ -28,7 +28,6 @@ from sordino.train.progress import Monitor, Progress
 
 if TYPE_CHECKING:
     from sordino.classifier import Classes
-    from sordino.model import Model
 
 __all__ = ["Prepared", "classes_of", "create", "fine_tune", "plan_of", "prepare", "serializer_for", "train_run"]
 
@@ -185,7 +184,8 @@ def train_run(run: Run, *, say: Say = _SILENT, monitor: Monitor = lambda progres
     from sordino.model import attach, load, pick_device, save, tokenizer_digest, weights_digest
     from sordino.train.loop import train
     from sordino.train.objective import check_precision
-    from sordino.train.promise import members_of
+    from sordino.train.private import PrivateSteps
+    from sordino.train.promise import Promise, members_of, plan_for
 
     with run.lock():
         run.tidy()
@@ -226,47 +226,33 @@ def train_run(run: Run, *, say: Say = _SILENT, monitor: Monitor = lambda progres
         )
         run.write_card(card)
         say(f"{counts['trainable']:,} of {counts['parameters']:,} parameters are tuned on {len(training):,} sequences")
-        tokens = (training, validation)
+        tokens, promise = (training, validation), None
         if config.dp is None:
             progress = train(run, model, tokens, config.train, seed=config.seed, monitor=monitor)
-            kept: dict[str, Any] = {}
         else:
             members = members_of(examples, owners, config.dp.unit)
-            progress, kept = _train_privately(run, model, tokens, members, say=say, monitor=monitor)
+            promise = Promise.of(run, card, plan_for(config, len(members)))
+            say(promise.plan.sentence())
+            with promise.mechanism(model.module, config) as mechanism:
+                private = PrivateSteps(model, training, members, mechanism)
+                progress = train(run, model, tokens, config.train, seed=config.seed, monitor=monitor, private=private)
         with write_folder(run.weights) as folder:
             save(model, folder)
-        # The loss on training data is no part of what differential privacy lets out.
-        unsaid = {"log_bytes"} | ({"accuracy"} if not labels else set()) | ({"loss"} if kept else set())
-        summary = {k: v for k, v in dataclasses.asdict(progress).items() if k not in unsaid}
-        run.write_card(
-            dataclasses.replace(
-                card,
-                status="trained",
-                training=summary,
-                privacy=kept,
-                model={**card.model, "weights": weights_digest(run.weights)},
-            )
-        )
+        run.write_card(_finished(card, progress, promise.keep() if promise else {}, weights_digest(run.weights)))
         run.event("trained", step=progress.step, tokens=progress.tokens, seconds=round(progress.seconds, 3))
     return run
 
 
-def _train_privately(
-    run: Run, model: "Model", tokens: tuple[list[Tokens], list[Tokens]], members: Sequence[Sequence[int]], *,
-    say: Say, monitor: Monitor,
-) -> tuple[Progress, dict[str, Any]]:  # fmt: skip
-    """Train under differential privacy; how far it came, and what was spent on it."""
-    from sordino.train.loop import train
-    from sordino.train.private import PrivateSteps
-    from sordino.train.promise import Promise, plan_for
-
-    config = recorded(run.card.config, str(run.path / "run.json"))
-    promise = Promise.of(run, run.card, plan_for(config, len(members)))
-    say(promise.plan.sentence())
-    with promise.mechanism(model.module, config) as mechanism:
-        private = PrivateSteps(model, tokens[0], members, mechanism)
-        progress = train(run, model, tokens, config.train, seed=config.seed, monitor=monitor, private=private)
-    return progress, promise.keep()
+def _finished(card: RunCard, progress: Progress, privacy: dict[str, Any], weights: str) -> RunCard:
+    # The loss on training data is no part of what differential privacy lets out.
+    unsaid = {"log_bytes"} | (set() if card.data.get("labels") else {"accuracy"}) | ({"loss"} if privacy else set())
+    return dataclasses.replace(
+        card,
+        status="trained",
+        training={k: v for k, v in dataclasses.asdict(progress).items() if k not in unsaid},
+        privacy=privacy,
+        model={**card.model, "weights": weights},
+    )
 
 
 _TOKEN_NOTICES = {"truncated": "truncated", "split": "split", "no-target": "with nothing to predict"}

@@ -56,8 +56,10 @@ class Promise:
     def of(cls, run: Run, card: RunCard, plan: DPPlan) -> "Promise":
         """The promise of a run that begins, or the one it made when it began.
 
-        Raises `RunError` where the plan is no longer the one in the ledger.
+        Raises `RunError` where the plan is no longer the one in the ledger, or where the ledger of another
+        run beside it is damaged: that is to be known before anything is spent, not after.
         """
+        earlier(run.path.parent, str(card.data["fingerprint"]), run.path)
         recorded = plan.recorded()
         event = recorded.pop("event")
         if _path(run).exists():
