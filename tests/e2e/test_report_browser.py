@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sordino.report import Excerpt, render_html
+from sordino.report import Excerpt, render_html, sides
+from sordino.report.beside import render_beside
 
 CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -111,6 +112,8 @@ def pages(tmp_path_factory):
         for state in ("leaks", "no leak found", "inconclusive", "invalid split")
     }
     texts["hostile"] = _long_and_hostile(fixture)
+    texts["beside"] = render_beside(sides(fixture.compared(2)))
+    texts["beside, many"] = render_beside(sides(fixture.compared(5)))
     for name, text in texts.items():
         (folder / f"{name}.html").write_text(text, encoding="utf-8")
     return folder
@@ -154,7 +157,9 @@ def _requests(browser):
 
 
 @pytest.mark.parametrize(("width", "scheme"), VIEWS)
-@pytest.mark.parametrize("name", ["leaks", "no leak found", "inconclusive", "invalid split", "hostile"])
+@pytest.mark.parametrize(
+    "name", ["leaks", "no leak found", "inconclusive", "invalid split", "hostile", "beside", "beside, many"]
+)
 def test_the_page_is_silent_sealed_and_whole(browser, pages, name, width, scheme):
     page = pages / f"{name}.html"
     _open(browser, page, width, scheme)
@@ -169,8 +174,9 @@ def test_the_page_is_silent_sealed_and_whole(browser, pages, name, width, scheme
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_text_has_contrast(browser, pages, scheme):
-    _open(browser, pages / "leaks.html", 1280, scheme)
+@pytest.mark.parametrize("name", ["leaks", "beside, many"])
+def test_every_text_has_contrast(browser, pages, name, scheme):
+    _open(browser, pages / f"{name}.html", 1280, scheme)
     ratio, words = browser.execute_script(CONTRAST)
     assert ratio >= 4.5, words
 

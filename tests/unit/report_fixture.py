@@ -387,3 +387,26 @@ def excerpts() -> tuple[Excerpt, ...]:
             base_hit=True,
         ),
     )
+
+
+def compared(count: int = 2) -> list[tuple[RunCard, AuditReport]]:
+    """A run that leaks, one under differential privacy that does not, and up to three more on the same records."""
+    private = {"delta": 2.3e-3, "protected unit": "cluster", "neighbours": "add-or-remove-one"}
+    rows = (
+        ("plain", "leaks", 0.89, 4.1, {}), ("private", "inconclusive", 0.53, 4.9, {"epsilon": 7.99, **private}),
+        ("strict", "inconclusive", 0.51, 6.9, {"epsilon": 1.0, **private}), ("stopped", "leaks", 0.60, 5.1, {}),
+        ("goldfish", "leaks", 0.62, 4.8, {}),
+    )  # fmt: skip
+    found = []
+    for name, state, auc, perplexity, privacy in rows[:count]:
+        made = report(state)
+        metrics = {
+            **made.metrics, "membership.auc": _estimate(auc, 0.03), "epsilon.lower": _estimate(0.4, 0.0, high=99.0),
+            "utility.perplexity": _estimate(perplexity, 0.15, high=99.0),
+        }  # fmt: skip
+        utility = {"perplexity": metrics["utility.perplexity"], "base_perplexity": _estimate(10.7, 0.3, high=99.0)}
+        one = replace(
+            card(), name=f"2026-11-21-{name}-3f9a", config={"name": name}, privacy=privacy, data={"fingerprint": "f00"}
+        )
+        found.append((one, replace(made, metrics=metrics, utility=utility, run=one.name)))
+    return found

@@ -1,7 +1,8 @@
 """What an audit found, for people: a page to hand on and a table for the terminal."""
 
+from sordino.report.beside import beside_table, sides, write_beside
 from sordino.report.html import Excerpt, mask, render_html
 from sordino.report.terminal import render_table
 from sordino.report.write import write_report
 
-__all__ = ["Excerpt", "mask", "render_html", "render_table", "write_report"]
+__all__ = ["Excerpt", "beside_table", "mask", "render_html", "render_table", "sides", "write_beside", "write_report"]

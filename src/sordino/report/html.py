@@ -17,7 +17,7 @@ from sordino.results import AuditReport, RunCard
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["Excerpt", "mask", "render_html"]
+__all__ = ["TEMPLATES", "Excerpt", "environment", "mask", "render_html"]
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -115,23 +115,29 @@ def render_html(report: AuditReport, card: RunCard, excerpts: Sequence[Excerpt] 
 
 
 def _environment(report: AuditReport) -> "Environment":
+    """Give templates about `report` a way to ask what it withholds."""
+    made = environment()
+    made.filters["withheld"] = lambda name: text.withheld(report, name.strip())
+    return made
+
+
+def environment() -> "Environment":
     """Load templates so that they escape whatever they print and fail on a name they don't know."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(
+    made = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    made.filters |= {
         "figure": text.figure_text,
         "interval": text.interval_text,
         "estimate": text.estimate_text,
         "level": view.confidence_text,
         "moment": text.moment,
         "number": lambda count: f"{count:,}",
-        "withheld": lambda name: text.withheld(report, name.strip()),
     }
-    return environment
+    return made

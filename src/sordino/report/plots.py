@@ -14,14 +14,23 @@ from sordino.report.svg import ACCENT, CONTROL, GRID, INK, MUTED, PAPER, SHADE, 
 from sordino.report.text import estimate_text, figure_text, printable
 from sordino.results import Attempt, CanaryLevel, Curve, Estimate
 
-__all__ = ["exposure_svg", "overview_svg", "resolution", "roc_svg", "tradeoff_svg"]
+__all__ = [
+    "exposure_svg",
+    "name_axes",
+    "new_axes",
+    "overview_svg",
+    "resolution",
+    "roc_svg",
+    "span",
+    "tradeoff_svg",
+]
 
 WIDTH = 360  # points; the page scales the picture, so this only sets how large text is beside it
 VERTICES = 160  # of a ROC curve: finer than a printer shows at this width
 DOTS = 64  # canaries drawn at a level; beyond it, evenly spaced order statistics
 
 
-def _axes(height: float, margins: tuple[float, float, float, float]) -> tuple[Any, Any]:
+def new_axes(height: float, margins: tuple[float, float, float, float]) -> tuple[Any, Any]:
     """Make a figure of WIDTH × `height` points with one bare axes; `margins` left, right, bottom, top."""
     from matplotlib.figure import Figure
 
@@ -37,7 +46,8 @@ def _axes(height: float, margins: tuple[float, float, float, float]) -> tuple[An
     return figure, axes
 
 
-def _label(axes: Any, x: str, y: str) -> None:
+def name_axes(axes: Any, x: str, y: str) -> None:
+    """Say what the axes show."""
     axes.set_xlabel(x, color=INK, fontsize=11.5, labelpad=6)
     axes.set_ylabel(y, color=INK, fontsize=11.5, labelpad=6)
 
@@ -89,7 +99,7 @@ def roc_svg(attempt: Attempt, *, key: str, non_members: int | None = None) -> st
     limit = 1 / non_members if non_members else min(resolution(curve) for curve in curves)
     floor = min(limit / 2, 0.05)
     with canvas():
-        figure, axes = _axes(310, (58, 20, 48, 8))
+        figure, axes = new_axes(310, (58, 20, 48, 8))
         axes.set(xscale="log", yscale="log", xlim=(floor, 1), ylim=(floor, 1.12))
         _log_percent(axes.xaxis, floor)
         _log_percent(axes.yaxis, floor)
@@ -100,7 +110,7 @@ def roc_svg(attempt: Attempt, *, key: str, non_members: int | None = None) -> st
             axes.plot(x, y, color=CONTROL, linewidth=1.6, linestyle=(0, (5, 2.5)), drawstyle="steps-post")
         x, y = _steps(attempt.roc, floor)
         axes.plot(x, y, color=ACCENT, linewidth=2.2, drawstyle="steps-post")
-        _label(axes, "Non-members wrongly accused (FPR)", "Members recognised (TPR)")
+        name_axes(axes, "Non-members wrongly accused (FPR)", "Members recognised (TPR)")
         name = printable(attempt.name)
         reached = max((t for f, t in zip(attempt.roc.fpr, attempt.roc.tpr, strict=True) if f <= 0.01), default=0)
         description = (
@@ -114,7 +124,7 @@ def _interval(axes: Any, x: float, estimate: Estimate, *, color: str, hollow: bo
     """Draw a vertical interval with its value as a mark; an unresolved value leaves no mark."""
     if not _drawable(estimate):
         return
-    axes.plot([x, x], _ends(estimate), color=color, linewidth=1.8, solid_capstyle="round")
+    axes.plot([x, x], span(estimate), color=color, linewidth=1.8, solid_capstyle="round")
     fill = PAPER if hollow else color
     axes.plot(x, estimate.value, "o", color=color, markerfacecolor=fill, markersize=6.5, markeredgewidth=1.6)
 
@@ -138,7 +148,7 @@ def exposure_svg(levels: Sequence[CanaryLevel], *, key: str) -> str:
         return ""
     ordered = sorted(levels, key=lambda level: level.repetitions)
     with canvas():
-        figure, axes = _axes(290, (52, 8, 48, 8))
+        figure, axes = new_axes(290, (52, 8, 48, 8))
         for position, level in enumerate(ordered):
             _strip(axes, position - 0.27, level.exposures, ACCENT)
             _interval(axes, position - 0.13, level.included, color=ACCENT, hollow=False)
@@ -153,7 +163,7 @@ def exposure_svg(levels: Sequence[CanaryLevel], *, key: str) -> str:
         axes.yaxis.get_major_locator().set_params(integer=True, steps=[1, 2, 5, 10])
         axes.grid(visible=False, axis="x")
         axes.tick_params(axis="x", length=0)
-        _label(axes, "Repetitions in the training data", "Exposure (bits)")
+        name_axes(axes, "Repetitions in the training data", "Exposure (bits)")
         said = (
             f"{one.repetitions} times: {estimate_text(one.included)}, left out {estimate_text(one.left_out)}"
             for one in ordered
@@ -177,7 +187,7 @@ def _drawable(*estimates: Estimate | None) -> bool:
     return all(one is not None and one.value is not None and math.isfinite(one.value) for one in estimates)
 
 
-def _ends(one: Estimate) -> tuple[float, float]:
+def span(one: Estimate) -> tuple[float, float]:
     """Take the ends of an interval, the value in place of an end that is not finite."""
     value = one.value or 0.0
     low, high = (end if math.isfinite(end) else value for end in (one.low, one.high))
@@ -196,12 +206,12 @@ def tradeoff_svg(
     points = _models(utility, leak, useful)
     if not points:
         return ""
-    ends = [end for point in points for end in _ends(point.x)]
+    ends = [end for point in points for end in span(point.x)]
     low, high = min(ends), max(ends)
     pad = (high - low) * 0.2 or (1.0 if useful == "perplexity" else 0.1)
-    floor = min(0.38, *(_ends(point.y)[0] - 0.08 for point in points))
+    floor = min(0.38, *(span(point.y)[0] - 0.08 for point in points))
     with canvas():
-        figure, axes = _axes(280, (56, 10, 48, 8))
+        figure, axes = new_axes(280, (56, 10, 48, 8))
         axes.set(xlim=(max(low - pad, 0), high + pad), ylim=(floor, 1.04))
         axes.axhline(0.5, color=MUTED, linewidth=1, linestyle=(0, (1, 3)))
         base, tuned = ((point.x.value, point.y.value) for point in points)
@@ -210,7 +220,7 @@ def tradeoff_svg(
         for point in points:
             _draw_point(axes, point, ahead=(point.x.value or 0.0) < (low + high) / 2)
         upwards = f"AUC of {printable(attack)} (up: leaks more)"
-        _label(axes, f"Held-out {useful} ({better}: more useful)", upwards)
+        name_axes(axes, f"Held-out {useful} ({better}: more useful)", upwards)
         axes.yaxis.label.set_parse_math(False)
         said = (f"{one.name}: {useful} {estimate_text(one.x)}, AUC {estimate_text(one.y)}" for one in points)
         return to_svg(figure, key=key, title="Privacy against utility", description=f"{'; '.join(said)}.")
@@ -231,8 +241,8 @@ def _models(
 def _draw_point(axes: Any, point: _Point, *, ahead: bool) -> None:
     """Draw a model with its intervals; its name goes towards the middle, clear of the other and the arrow."""
     x, y, color = point.x.value, point.y.value, ACCENT if point.tuned else CONTROL
-    axes.plot(_ends(point.x), [y, y], color=color, linewidth=1.8, solid_capstyle="round")
-    axes.plot([x, x], _ends(point.y), color=color, linewidth=1.8, solid_capstyle="round")
+    axes.plot(span(point.x), [y, y], color=color, linewidth=1.8, solid_capstyle="round")
+    axes.plot([x, x], span(point.y), color=color, linewidth=1.8, solid_capstyle="round")
     fill = color if point.tuned else PAPER
     axes.plot(x, y, "o", color=color, markerfacecolor=fill, markersize=9, markeredgewidth=1.8)
     axes.annotate(
@@ -253,9 +263,9 @@ def overview_svg(attempts: Sequence[Attempt], *, key: str) -> str:
     if not rows:
         return ""
     shown = [one for row in rows for one in (row.estimates["auc"], row.control.get("auc")) if one is not None]
-    floor = min([0.45, *(_ends(one)[0] - 0.02 for one in shown if _drawable(one))])
+    floor = min([0.45, *(span(one)[0] - 0.02 for one in shown if _drawable(one))])
     with canvas():
-        figure, axes = _axes(30 * len(rows) + 62, (112, 48, 48, 8))
+        figure, axes = new_axes(30 * len(rows) + 62, (112, 48, 48, 8))
         axes.set(xlim=(floor, 1.01), ylim=(len(rows) - 0.4, -0.6))
         axes.axvline(0.5, color=MUTED, linewidth=1, linestyle=(0, (1, 3)))
         beside = {"color": INK, "fontsize": 11.5, "va": "center", "transform": axes.get_yaxis_transform()}
@@ -281,5 +291,5 @@ def _bar(axes: Any, y: float, estimate: Estimate, *, hollow: bool) -> None:
     if not _drawable(estimate):
         return
     color, fill = (CONTROL, PAPER) if hollow else (ACCENT, ACCENT)
-    axes.plot(_ends(estimate), [y, y], color=color, linewidth=2, solid_capstyle="round")
+    axes.plot(span(estimate), [y, y], color=color, linewidth=2, solid_capstyle="round")
     axes.plot(estimate.value, y, "o", color=color, markerfacecolor=fill, markersize=6, markeredgewidth=1.5)

@@ -58,6 +58,13 @@ MEANING = {
     ),
 }
 
+WITHIN = (
+    "The training is claimed to be differentially private, and what was measured is within the claim. The claim "
+    "bounds what anybody can tell of one unit, by whatever attack; the smaller its ε, the less. An audit cannot "
+    "prove it, only show it to be wrong, and where attacks find nothing it cannot tell a model that holds "
+    "nothing from one they are too weak for."
+)
+
 GLOSSARY = (
     (
         "Membership inference",
@@ -118,6 +125,8 @@ SHORT = {"auc": "AUC", "non-members": "unseen"}
 def meaning(report: AuditReport) -> str:
     """Say what the state of the verdict means; of a classifier, nothing about text that comes out."""
     words = MEANING[report.verdict.state]
+    if report.verdict.state == "inconclusive" and any(g.name == "bound" and g.passed for g in report.gates):
+        return WITHIN  # there is a claim, and the lower bound is not above it
     if report.task == "causal-lm":
         return words
     return words.replace(", or at reading it back", "").replace(", or read them back,", "")
