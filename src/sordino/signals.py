@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int32, Int64, Num
 
 from sordino.errors import RunError
+from sordino.evidence import digest_file
 from sordino.run import write_folder
 
 __all__ = ["STATISTICS", "Generated", "Ragged", "Signals", "Statistics", "Store"]
@@ -201,12 +202,23 @@ class Store:
             message = f"The signals in {path.parent} are damaged: {error}."
             raise RunError(message, "Delete that folder; the audit computes it again.") from error
 
+    def manifest(self, key: str) -> dict[str, object]:
+        """What is written beside the statistics under `key`, where that file is as `put` left it; else {}."""
+        folder = self.folder / key
+        try:
+            found = json.loads((folder / "manifest.json").read_bytes())
+            intact = digest_file(folder / "statistics.safetensors") == found["digest"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+        return found if intact else {}
+
     def put(self, key: str, statistics: Statistics, manifest: Mapping[str, object]) -> None:
-        """Store `statistics` under `key` with a readable manifest, whole or not at all."""
+        """Store `statistics` under `key` with a readable manifest and the file's digest, whole or not at all."""
         from safetensors.numpy import save_file
 
         with write_folder(self.folder / key) as folder:
             columns = {"offsets": statistics.offsets, **statistics.present()}
             arrays = {name: np.ascontiguousarray(column) for name, column in columns.items()}
             save_file(arrays, folder / "statistics.safetensors")
-            (folder / "manifest.json").write_text(json.dumps(dict(manifest), indent=2, sort_keys=True) + "\n")
+            written = {**manifest, "digest": digest_file(folder / "statistics.safetensors")}
+            (folder / "manifest.json").write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")

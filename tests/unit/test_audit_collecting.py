@@ -126,3 +126,76 @@ def test_an_unfinished_run_is_refused(run, status):
     with pytest.raises(RunError, match=rf"is not trained to its end \({status}\)") as error:
         Collector(run)
     assert f"--resume {run.path}" in error.value.hint
+
+
+@pytest.fixture
+def pair(made, tmp_path) -> tuple[Run, Run]:
+    """Two copies of that run in one folder, of which the first has its signals."""
+    [source] = (made / "runs").iterdir()
+    first, second = (Run(Path(shutil.copytree(source, tmp_path / name))) for name in ("first", "second"))
+    signals(first)
+    return first, second
+
+
+def base_of(run: Run) -> list[Path]:
+    found = [p.parent for p in run.private.glob("signals/*/manifest.json")]
+    return sorted(p for p in found if json.loads((p / "manifest.json").read_text())["model"] == "base")
+
+
+def test_signals_of_the_same_untuned_model_are_taken_from_the_run_beside(pair):
+    first, second = pair
+    collector, _, control = signals(second)
+    assert collector.forwards == 2  # of the tuned model alone
+    _, _, theirs = signals(first)
+    assert np.array_equal(control.logprob.values, theirs.logprob.values)
+    assert [json.loads((p / "manifest.json").read_text())["from"] for p in base_of(second)] == ["first", "first"]
+    # From now on they are its own.
+    shutil.rmtree(first.path)
+    assert signals(second)[0].forwards == 0
+
+
+def rewrite(folder: Path, **values) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, **values}))
+
+
+def flip(folder: Path) -> None:
+    path = folder / "statistics.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+
+
+def renumber(folder: Path) -> None:
+    """The statistics of other tokens under this key, with a digest that fits them."""
+    from sordino.evidence import digest_file
+    from sordino.signals import Store
+
+    store, key = Store(folder.parent), folder.name
+    there = store.get(key)
+    changed = {**there.present(), "token": there.token[::-1].copy()}
+    store.put(key, type(there)(offsets=there.offsets, **changed), json.loads((folder / "manifest.json").read_text()))
+    assert store.manifest(key)["digest"] == digest_file(folder / "statistics.safetensors")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        flip,
+        renumber,
+        lambda folder: rewrite(folder, settings="another"),
+        lambda folder: rewrite(folder, base="another"),
+        lambda folder: rewrite(folder, context="63"),
+        lambda folder: rewrite(folder, **{"computed by": "torch 1.0, cpu"}),
+        lambda folder: rewrite(folder, digest="another"),
+        lambda folder: (folder / "manifest.json").write_text("["),
+        lambda folder: (folder / "manifest.json").unlink(),
+    ],
+    ids=["a byte", "tokens", "settings", "base", "context", "torch", "digest", "a broken manifest", "no manifest"],
+)
+def test_what_cannot_be_trusted_is_computed_again(pair, spoil):
+    first, second = pair
+    for folder in base_of(first):
+        spoil(folder)
+    collector, _, control = signals(second)
+    assert collector.forwards == 4
+    assert np.isfinite(control.logprob.values).all()
+    assert not any("from" in json.loads((p / "manifest.json").read_text()) for p in base_of(second))

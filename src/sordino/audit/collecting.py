@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from sordino.audit.borrowed import borrowed
 from sordino.audit.external import open_external
 from sordino.audit.subjects import Subject, Trained
 from sordino.audit.written import Written
@@ -27,8 +28,8 @@ Ticker = Callable[[str, int], Callable[[int], None]]
 class Collector:
     """Gives the signals of the run's tuned and untuned model on records, each computed once ever.
 
-    Models are loaded only when something is missing, so a second audit runs none. `forwards` counts
-    the passes that had to be made.
+    Models are loaded only when something is missing, so a second audit runs none. What a run beside this
+    one computed of the same untuned model is taken from there. `forwards` counts the passes that had to be made.
     """
 
     def __init__(self, run: Run, ticker: Ticker = lambda name, total: lambda done: None) -> None:
@@ -100,13 +101,18 @@ class Collector:
         found = self.store.get(key)
         if found is not None:
             return found
-        label = f"{'model' if which == 'tuned' else 'untuned model'}" + (f", {view}" if view else "")
-        made = self.reader.measure(tokens, which, self.ticker(label, len(tokens)))
-        self.forwards += 1
         manifest = {
             "definition": _DEFINITION, "model": which, "view": view or "plain", "records": len(tokens),
             **self.reader.manifest(),
         }  # fmt: skip
+        if which == "base" and isinstance(self.subject, Trained) and self.subject.task == "causal-lm":
+            lent = borrowed(self.run, key, tokens, manifest)
+            if lent is not None:
+                self.store.put(key, lent.statistics, {**manifest, "from": lent.run})
+                return lent.statistics
+        label = f"{'model' if which == 'tuned' else 'untuned model'}" + (f", {view}" if view else "")
+        made = self.reader.measure(tokens, which, self.ticker(label, len(tokens)))
+        self.forwards += 1
         self.store.put(key, made, manifest)
         return made
 

@@ -1,5 +1,6 @@
 """What is audited: a model that Sordino trained, with its untuned base, as the source of numbers about records."""
 
+import json
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
@@ -9,6 +10,7 @@ import numpy as np
 from sordino.attacks.base import Task
 from sordino.config import recorded
 from sordino.errors import RunError
+from sordino.evidence import digest
 from sordino.run import Run
 from sordino.serialize import Serializer, Tokens
 from sordino.signals import STATISTICS, Statistics
@@ -17,6 +19,9 @@ from sordino.train.flow import classes_of, serializer_for
 __all__ = ["Subject", "Trained", "said"]
 
 Tick = Callable[[int], None]
+
+# Settings of a model that say where it came from, not what it computes.
+_INCIDENTAL = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
 
 
 @runtime_checkable
@@ -123,9 +128,18 @@ class Trained:
         return str(model["base"]), str(model["weights"]) if which == "tuned" else "", str(model["serializer"])
 
     def manifest(self) -> dict[str, str]:
-        """The digests, with the numbers they were computed in."""
-        model = self.card.model
-        return {**{name: str(model[name]) for name in ("weights", "base", "serializer")}, "dtype": "float32"}
+        """The digests, with the numbers they were computed in, and by what; loads the model."""
+        import torch
+
+        model, loaded = self.card.model, self.tuned
+        settings = {k: v for k, v in loaded.module.config.to_dict().items() if k not in _INCIDENTAL}
+        return {
+            **{name: str(model[name]) for name in ("weights", "base", "serializer", "context")},
+            "dtype": "float32",
+            # Weights without the settings of their model are half a model.
+            "settings": digest(json.dumps(settings, sort_keys=True, default=str)),
+            "computed by": f"torch {torch.__version__}, {loaded.device.type}",
+        }
 
     def measure(self, tokens: Sequence[Tokens], which: str, tick: Tick) -> Statistics:
         """One forward pass over `tokens`."""

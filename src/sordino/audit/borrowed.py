@@ -1,0 +1,60 @@
+"""Signals of the untuned model that a run beside this one has computed already, taken over once they are checked."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sordino.errors import RunError
+from sordino.run import Run
+from sordino.serialize import Tokens
+from sordino.signals import Statistics, Store
+
+__all__ = ["Lent", "borrowed"]
+
+# What two runs need not share for their untuned models to say the same.
+_OWN = ("weights",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lent:
+    """`statistics` of an untuned model, and the name of the `run` that computed them."""
+
+    run: str
+    statistics: Statistics
+
+
+def borrowed(run: Run, key: str, tokens: Sequence[Tokens], manifest: Mapping[str, object]) -> Lent | None:
+    """The statistics under `key` of another run in the same folder as `run`, or None where there are none to trust.
+
+    `key` is a digest of model, serializer, view and records, so that the same numbers have the same key. They
+    are taken where, besides, everything in `manifest` agrees (the model's settings and context, torch, device),
+    the file has the digest it was written with, and its tokens are `tokens`, one by one. Anything
+    else is passed over: computing them again is always right.
+    """
+    wanted = {name: value for name, value in manifest.items() if name not in _OWN}
+    for folder in sorted(run.path.parent.glob(f"*/private/signals/{key}")):
+        owner = folder.parents[2]
+        if owner.resolve() == run.path.resolve():
+            continue
+        store = Store(folder.parent)
+        there = store.manifest(key)
+        if any(there.get(name) != value for name, value in wanted.items()):
+            continue
+        try:
+            found = store.get(key)
+        except RunError:
+            continue
+        if found is not None and _about(found, tokens):
+            return Lent(run=owner.name, statistics=found)
+    return None
+
+
+def _about(found: Statistics, tokens: Sequence[Tokens]) -> bool:
+    """Whether `found` has one row for each target of `tokens`, in order."""
+    counts = np.array([int(t.target.sum()) for t in tokens], dtype=np.int64)
+    if not np.array_equal(found.offsets, np.concatenate([[0], np.cumsum(counts)])):
+        return False
+    ids = np.concatenate([t.ids[t.target] for t in tokens] or [np.empty(0, dtype=np.int32)])
+    places = np.concatenate([np.flatnonzero(t.target) for t in tokens] or [np.empty(0, dtype=np.int64)])
+    return bool(np.array_equal(found.token, ids) and np.array_equal(found.position, places))
