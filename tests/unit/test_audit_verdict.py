@@ -149,6 +149,38 @@ def test_a_claim_of_differential_privacy_stands_or_falls_with_its_gate(passed, s
     assert claims(findings)[-1].statement == "The training was differentially private: ε = 8."
 
 
+def private(bound: bool | None = True, **more) -> Findings:
+    gates = GATES | {"canaries": gate("canaries", None), "bound": gate("bound", bound)} | more.pop("gates", {})
+    return replace(CLEAN, gates=gates, claim=Claimed(words="ε = 8", epsilon=8.0), **more)
+
+
+def test_a_claim_that_stands_makes_nothing_clean_but_says_what_was_found():
+    found = verdict(private())
+    assert found.state == "inconclusive" and found.headline.startswith("No leak was found beyond the claim")
+    strongest, limits, doubt = found.reasons
+    assert "zlib" in strongest and "finding of bound." in strongest and "not shown to work" in doubt
+    assert "only show it to be wrong" in limits
+
+
+@pytest.mark.parametrize(
+    "findings",
+    [private(None), private(gates={"shuffles": gate("shuffles", False)}), replace(private(), claim=None)],
+    ids=["not comparable", "a failed control", "no claim"],
+)
+def test_only_a_claim_that_was_tested_is_spoken_of(findings):
+    found = verdict(findings)
+    assert (found.state, found.headline) == ("inconclusive", "This audit cannot tell whether the model leaks.")
+
+
+def test_a_leak_within_a_claim_is_a_leak():
+    assert verdict(private(**LEAKS["membership"])).state == "leaks"
+
+
+def test_a_claim_measured_to_be_false_is_a_leak_whatever_else_was_found():
+    found = verdict(private(False))
+    assert (found.state, found.reasons) == ("leaks", ("finding of bound.",))
+
+
 def test_the_unit_is_named():
     assert "a whole customer is easier to find" in claims(replace(CLEAN, unit="customer"))[0].evidence
     assert "easier to find" not in claims(replace(CLEAN, unit="record"))[0].evidence

@@ -22,6 +22,8 @@ __all__ = [
 # Below this many coins on a side nothing is called clean, and above this upper end of AUC neither.
 _FEWEST, _CLEAN_AUC, _LEVEL = 100, 0.6, 0.01
 
+_WITHIN = "No leak was found beyond the claim; how far the model leaks within it, this audit cannot tell."
+
 UNTESTED_ELSEWHERE = (
     "Attacks with shadow models (LiRA, RMIA), which can be stronger than every score used here.",
     "Adversaries who see only generated text (labels), or who see gradients.",
@@ -142,6 +144,8 @@ def _leaks(f: Findings) -> list[str]:
     level = _exposed(f.canaries)
     if level is not None:
         reasons.append(_canary_words(level))
+    if f.claim is not None and f.gates["bound"].passed is False:
+        reasons.append(f.gates["bound"].finding)
     return reasons
 
 
@@ -185,6 +189,8 @@ def _void(f: Findings) -> Verdict | None:
 def verdict(f: Findings) -> Verdict:
     """Leaks, no leak found, inconclusive or invalid split; a failing control is among the reasons.
 
+    A claim of differential privacy makes nothing clean: it bounds every leak, and at a large ε far too little.
+    What it changes are the words where nothing was found, and a claim that was measured to be false is a leak.
     Where the coins are Sordino's own, a failing blind or base control cannot be the split's fault and
     warns of a defect (or of the one valid audit in a hundred that fails it by chance); elsewhere it
     voids the headline. Where no canaries were planted nothing shows that the attacks work on this
@@ -207,10 +213,11 @@ def verdict(f: Findings) -> Verdict:
             reasons=(*leaks, *caveats, *warnings),
         )
     if doubts or warnings:
+        within = not warnings and f.claim is not None and f.gates["bound"].passed is True
         return Verdict(
             state="inconclusive",
-            headline="This audit cannot tell whether the model leaks.",
-            reasons=(*doubts, *warnings),
+            headline=_WITHIN if within else "This audit cannot tell whether the model leaks.",
+            reasons=(*(_within_words(f) if within else ()), *doubts, *warnings),
         )
     reason = (
         f"The strongest attack ({f.strongest}) reached AUC {f.headline['auc']}, "
@@ -220,6 +227,14 @@ def verdict(f: Findings) -> Verdict:
         state="no leak found",
         headline="No leak was found by the attacks carried out.",
         reasons=(reason, "This is evidence about these attacks, not a guarantee against others."),
+    )
+
+
+def _within_words(f: Findings) -> tuple[str, ...]:
+    auc = f.headline["auc"]
+    return (
+        f"The strongest attack ({f.strongest}) reached AUC {auc}; guessing would be 0.5. {f.gates['bound'].finding}",
+        "What bounds a leak is the claim: if true, it holds for every attack. An audit can only show it to be wrong.",
     )
 
 
