@@ -242,27 +242,37 @@ def run_export(
 
 
 def run_demo(out: Path, seed: int) -> int:
-    """Make the corpus, fine-tune, audit and report."""
+    """Make the corpus, fine-tune and audit without and with differential privacy, and set the two side by side."""
+    from rich.console import Console
+
     from sordino.audit.flow import audit
     from sordino.demo import prepare_demo
-    from sordino.report import render_table, write_report
+    from sordino.report import beside_table, render_table, sides, write_beside, write_report
     from sordino.train.flow import train_run
 
-    say("1/4  making a private corpus: support tickets of made-up customers")
-    run, prepared = prepare_demo(out, seed)
+    say("1/5  making a private corpus: support tickets of made-up customers")
+    plain, private, prepared = prepare_demo(out, seed)
     show_notices(prepared.notices)
     counts = prepared.counts
     say(f"     {counts['records']:,} records of {counts['units']:,} customers; {counts['trained']:,} are trained on, "
         f"{counts['non-members']:,} held out by coin; {counts['canaries']} canaries")  # fmt: skip
-    say("2/4  fine-tuning the built-in model on them")
-    with display() as shown:
-        train_run(run, say=lambda text: say(f"     {text}"), monitor=shown.training())
-        say("3/4  attacking the result, and the untuned model as the control")
-        report = audit(run, ticker=shown.task)
-    from rich.console import Console
-
-    Console().print(render_table(report))
-    path = write_report(run)
-    say("4/4  the report is a single file; open it in a browser:")
-    print(path)
+    found = []
+    for run, training, attacking in (
+        (plain, "2/5  fine-tuning the built-in model on them, the usual way",
+         "3/5  attacking the result, and the untuned model as the control"),
+        (private, "4/5  the same under differential privacy: same records, same coins, same canaries",
+         "5/5  attacking that as well"),
+    ):  # fmt: skip
+        say(training)
+        with display() as shown:
+            train_run(run, say=lambda text: say(f"     {text}"), monitor=shown.training())
+            say(attacking)
+            found.append((run.card, audit(run, ticker=shown.task)))
+        say(f"     its report: {write_report(run)}")
+    (_, leaking), _ = found
+    console = Console()
+    console.print(render_table(leaking))
+    console.print(beside_table(sides(found)))
+    say("What differential privacy bought, and what it cost, in a picture; open it in a browser:")
+    print(write_beside([plain, private], out / "side-by-side.html"))
     return 0
