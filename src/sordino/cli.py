@@ -34,12 +34,15 @@ Keys = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
 
 @app.command
 def demo(*, out: Path = Path("demo"), seed: int = 0) -> int:
-    """The whole story on the built-in model and corpus: make, fine-tune, audit, report. Takes minutes.
+    """The whole story on the built-in model and corpus, without and with differential privacy. Takes minutes.
+
+    Makes a private corpus, fine-tunes, audits and reports, does the same again under differential privacy, and
+    sets the two side by side.
 
     Parameters
     ----------
     out
-        The folder for the corpus and the run.
+        The folder for the corpus and the runs.
     seed
         Seeds the corpus, the coins and the training.
 

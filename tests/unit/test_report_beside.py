@@ -59,6 +59,13 @@ def test_a_figure_that_a_run_has_not_is_a_dash():
     assert "No picture" in render_beside(sides([(card, bare)]))
 
 
+def test_what_was_spent_before_is_told_with_the_claim():
+    (card, report), (second, other) = PAIR
+    more = replace(second, privacy={**second.privacy, "epsilon with earlier runs": 11.9})
+    [claim, *_] = lines(sides([(card, report), (more, other)]))
+    assert "11.9 together with earlier runs" in claim.cells[1].words and "earlier" not in claim.cells[0].words
+
+
 def test_runs_of_one_name_go_by_their_folders():
     (first, report), (second, other) = PAIR
     names = [s.name for s in sides([(first, report), (replace(second, config=first.config), other)])]

@@ -1,12 +1,13 @@
 """Figures in words: decimals, what is not resolvable, names, and what an invalid split withholds."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import report_fixture
 
 from sordino.report import text
-from sordino.results import Estimate
+from sordino.results import Estimate, Gate
 
 
 def estimate(value, low, high, **more):
@@ -108,3 +109,12 @@ def test_times_are_written_out_and_other_text_stays():
 
 def test_steering_characters_are_replaced():
     assert text.printable("a\x1b[31mb\u202ec\nd\te\ud800") == "a\ufffd[31mb\ufffdc\nd\te\ufffd"
+
+
+def test_what_inconclusive_means_depends_on_a_claim_that_was_tested():
+    report = report_fixture.report("inconclusive")
+    for passed, expected in ((True, text.WITHIN), (None, text.MEANING["inconclusive"])):
+        bound = Gate(name="bound", question="?", passed=passed, finding="")
+        assert text.meaning(replace(report, gates=(bound,))) == expected
+    bound = Gate(name="bound", question="?", passed=True, finding="")
+    assert text.meaning(replace(report_fixture.report("leaks"), gates=(bound,))) == text.MEANING["leaks"]

@@ -137,6 +137,8 @@ def _claimed(run: Side) -> Cell:
     if not privacy:
         return Cell(value="none", words="no differential privacy")
     words = f"δ = {privacy['delta']:.2g}, for a {privacy['protected unit']}, {privacy['neighbours']}"
+    if "epsilon with earlier runs" in privacy:
+        words += f"; {privacy['epsilon with earlier runs']:.3g} together with earlier runs on these records"
     return Cell(value=f"{privacy['epsilon']:.3g}", words=words)
 
 
