@@ -1,6 +1,8 @@
 """The demonstration, made small: the same records twice, without and with differential privacy, side by side."""
 
+import io
 import json
+from contextlib import redirect_stdout
 from dataclasses import replace
 
 import pytest
@@ -28,16 +30,14 @@ def shown(tmp_path_factory):
 
     def smaller(plain):
         config = private(plain)
-        return replace(config, train=replace(config.train, epochs=1, batch_size=12))
+        return replace(config, train=replace(config.train, epochs=1, batch_size=6))
 
-    with pytest.MonkeyPatch.context() as patch, pytest.MonkeyPatch.context() as output:
-        lines = []
-        patch.setattr(demo, "CUSTOMERS", 40)
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as output:
+        patch.setattr(demo, "CUSTOMERS", 24)
         patch.setattr(demo, "demo_config", small)
         patch.setattr(demo, "private_config", smaller)
-        output.setattr("builtins.print", lambda *words, **_: lines.append(" ".join(map(str, words))))
         assert run_demo(folder / "out", 3) == 0
-    return folder / "out", lines
+    return folder / "out", output.getvalue().splitlines()
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def runs(shown):
 def test_it_names_one_page_that_leads_to_both_reports(shown, runs):
     folder, lines = shown
     page = folder / "side-by-side.html"
-    assert lines[-1] == str(page)
+    assert lines[-1] == str(page) and "Side by side" in "".join(lines)
     text = page.read_text()
     for run in runs:
         assert f'href="{run.path.name}/report.html"' in text and (run.path / "report.html").exists()
