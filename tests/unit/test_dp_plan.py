@@ -97,7 +97,7 @@ def test_adaptive_clipping_costs_the_same_and_says_what_it_adds():
     assert plan.described()["clipping"].startswith("adaptive, quantile 0.5, first norm 1, noise 0.")
     assert plan.recorded()["count_noise"] == plan.count_noise == 2.5 and "count_noise" not in plain.recorded()
     with pytest.raises(ConfigError, match="noisy count of adaptive clipping alone"):
-        DPPlan.of(DPConfig(epsilon=0.5, clipping="adaptive"), units=1000, batch=8, steps=100)
+        DPPlan.of(DPConfig(noise_multiplier=1.0, clipping="adaptive"), units=1000, batch=8, steps=100)
 
 
 def test_what_makes_no_sense_is_refused():
