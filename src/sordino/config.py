@@ -27,6 +27,7 @@ __all__ = [
     "ModelConfig",
     "RunConfig",
     "TrainConfig",
+    "check_dp",
     "check_method",
     "check_target",
     "check_values",
@@ -118,7 +119,9 @@ class DPConfig:
     `unit` is who or what is protected: a subject (`data.unit`; a record where that is not set), a
     record, or a near-duplicate cluster of subjects, which is what shares an audit coin. A unit gives
     at most `records_per_unit` records to a step. `relation` says which data sets are neighbours.
-    `clip_norm` bounds what a unit adds to a step, by the way that `clipping` names.
+    `sampler` says how the units of a step are drawn, which decides about what they cost.
+    `clip_norm` bounds what a unit adds to a step, by the way that `clipping` names; adaptive, it is where
+    the norm begins, which then follows the `quantile` of the gradients' norms.
     `secure` draws noise from a cryptographic generator. `seed` makes noise and samples repeatable, for
     research: the guarantee then assumes that nobody knows it.
     """
@@ -128,8 +131,10 @@ class DPConfig:
     delta: float | None = None
     unit: Literal["subject", "record", "cluster"] = "subject"
     relation: Literal["add-or-remove-one", "replace-one"] = "add-or-remove-one"
+    sampler: Literal["poisson", "fixed-size", "shuffled"] = "poisson"
     clip_norm: float = 1.0
-    clipping: Literal["flat", "automatic", "per-layer"] = "flat"
+    clipping: Literal["flat", "automatic", "per-layer", "adaptive"] = "flat"
+    quantile: float = 0.5
     records_per_unit: int = 4
     secure: bool = False
     seed: int | None = None
@@ -275,11 +280,22 @@ def check_target(dp: DPConfig) -> None:
         raise ConfigError(f"Under differential privacy, {given}.", "Set dp.epsilon (8 is usual), or the other alone.")
 
 
+def check_dp(dp: DPConfig) -> None:
+    """Raise `ConfigError` unless there is one target, and an accountant for the sampler."""
+    check_target(dp)
+    if dp.sampler == "shuffled" and dp.relation != "replace-one":
+        message = f"dp.sampler is shuffled, which no accountant knows under dp.relation {dp.relation}."
+        raise ConfigError(message, "One unit more moves others between batches: use poisson, or relation: replace-one.")
+    if dp.clipping != "adaptive" and dp.quantile != 0.5:
+        message = f"dp.quantile is {dp.quantile!r}, but dp.clipping {dp.clipping} has no use for it."
+        raise ConfigError(message, "Remove it; it belongs to adaptive.")
+
+
 def _check_private(config: RunConfig) -> None:
     dp, train = config.dp, config.train
     if dp is None:
         return
-    check_target(dp)
+    check_dp(dp)
     if train.select == "best":
         message = "train.select is 'best': which step is best would be read off private losses, unaccounted."
         raise ConfigError(message, "Use select: last under differential privacy.")
@@ -304,6 +320,7 @@ def check_values(config: RunConfig) -> None:
         ("dp.noise_multiplier", dp.noise_multiplier, dp.noise_multiplier is None or dp.noise_multiplier > 0, "above 0"),
         ("dp.delta", dp.delta, dp.delta is None or 0 < dp.delta < 1, "above 0 and far below 1 / units"),
         ("dp.clip_norm", dp.clip_norm, dp.clip_norm > 0, "above 0"),
+        ("dp.quantile", dp.quantile, 0 < dp.quantile < 1, "a share between 0 and 1"),
         ("dp.records_per_unit", dp.records_per_unit, dp.records_per_unit >= 1, "at least 1"),
         ("train.epochs", train.epochs, train.epochs >= 1, "at least 1"),
         ("train.batch_size", train.batch_size, train.batch_size >= 1, "at least 1"),

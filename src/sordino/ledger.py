@@ -28,8 +28,9 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     `unit` is what is protected (record, subject, cluster), `relation` which data sets are neighbours;
     `mechanism` the settings, for people; `step_event` the event of ONE step as `dp.events.encode_event` writes
-    it. `started` counts steps that were begun, finished or not. With `secret_recorded_seed`, sampling and
-    noise came from a seed that was set: the guarantee then assumes that the seed stays secret.
+    it, or of as many steps as `mechanism["steps_per_event"]` says. `started` counts steps that were begun,
+    finished or not. With `secret_recorded_seed`, sampling and noise came from a seed that was set: the guarantee
+    then assumes that the seed stays secret.
     """
 
     id: str
@@ -54,6 +55,13 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             raise ValueError(f"there are {self.planned} planned and {self.started} started steps")
         if self.status == "finished" and self.started < self.planned:
             raise ValueError(f"it is finished after {self.started} of {self.planned} steps")
+        covered = self.mechanism.get("steps_per_event", 1)
+        if not isinstance(covered, int) or isinstance(covered, bool) or covered < 1:
+            raise ValueError(f"its event covers {covered!r} steps")
+
+    def events(self, steps: int) -> int:
+        """How often `step_event` happens in `steps` steps: once that it covers were begun, it counts as a whole."""
+        return -(-steps // int(self.mechanism.get("steps_per_event", 1)))
 
 
 class _Ledger(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -248,6 +248,21 @@ def test_noise_is_calibrated_for_capped_batches_and_either_relation(relation):
     assert 0.999 < spend(make(sigma), delta=1e-5, relation=relation).epsilon <= 1.0
 
 
+def test_a_calibration_takes_few_figures_and_the_last_is_not_computed_again():
+    def make(sigma):
+        return poisson_gaussian(16 / 250, sigma, 48, units=250, cap=truncation(250, 16 / 250))
+
+    kept = accounting._composed_pld
+    kept.cache_clear()
+    sigma = calibrate(make, epsilon=1.0, delta=250**-1.1, relation=ADD)
+    # Of the narrow interval, at most four: the first distribution is that of a million times the clip norm.
+    assert kept.cache_info().misses <= 12
+    before = kept.cache_info().misses
+    assert spend(make(sigma), delta=250**-1.1, relation=ADD).epsilon <= 1.0
+    assert curve(make(sigma), relation=ADD)[0][0] == 0 and kept.cache_info().misses == before
+    assert spend(make(sigma / (1 + 1.1e-4)), delta=250**-1.1, relation=ADD).epsilon > 1.0
+
+
 @pytest.mark.parametrize(
     "build",
     [

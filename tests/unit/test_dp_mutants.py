@@ -1,6 +1,7 @@
 """Broken mechanisms, each of which a real library or a real paper's code once was: all must be caught."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,11 +16,26 @@ from sordino.errors import DPError
 SETTINGS = DPConfig(noise_multiplier=1.0, clip_norm=0.7)
 
 
-@pytest.mark.parametrize("clipping", ["flat", "automatic", "per-layer"])
+@pytest.mark.parametrize("clipping", ["flat", "automatic", "per-layer", "adaptive"])
 def test_a_sound_mechanism_passes(clipping):
     found = self_audit(DPConfig(noise_multiplier=1.0, clip_norm=0.7, clipping=clipping))
     assert found["the largest sensitivity"] <= 0.7 * (1 + 1e-6)
     assert found["the variance of noise in parts"] == pytest.approx(1, abs=0.3)
+
+
+@pytest.mark.parametrize("sampler", ["fixed-size", "shuffled"])
+def test_every_sampler_draws_what_its_event_is_of(sampler):
+    settings = DPConfig(noise_multiplier=1.0, relation="replace-one", sampler=sampler)
+    assert self_audit(settings)["the largest sensitivity"] <= 1 + 1e-6
+    other = "shuffled" if sampler == "fixed-size" else "fixed-size"
+
+    class Another(Mechanism):
+        def __init__(self, plan, *arguments):
+            super().__init__(plan, *arguments)
+            self.sampler = replace(plan, settings=replace(plan.settings, sampler=other)).sampler(bytes(32))
+
+    with pytest.raises(DPError, match=r"twice running|an epoch of a unit"):
+        self_audit(settings, build=Another)
 
 
 class NoNoise(Mechanism):
@@ -167,12 +183,72 @@ class TiedOnce(Mechanism):
         self.extra = [0] * len(list(self.clipper.module.parameters()))
 
 
+class SameOrder(Mechanism):
+    """Batches of one permutation in every epoch."""
+
+    def sample(self, step):
+        super().sample(step)
+        return self.sampler.batch(step % self.sampler.batches)
+
+
+class SilentCount(Mechanism):
+    """The count of adaptive clipping is used as it is."""
+
+    def release(self):
+        self.adaptive._noise.fill_ = lambda out, std, **_: out.zero_()
+        super().release()
+
+
+class SameCountNoise(Mechanism):
+    """The noise on the count is the same in every step."""
+
+    def release(self):
+        fill = type(self.adaptive._noise).fill_
+        self.adaptive._noise.fill_ = lambda out, std, **named: fill(self.adaptive._noise, out, std, step=0, name="x")
+        super().release()
+
+
+class CountForNothing(Mechanism):
+    """Adds the noise of clipping without a count, and counts."""
+
+    def release(self):
+        fill, less = type(self._noise).fill_, self.plan.noise_multiplier / self.plan.gradient_noise
+        self._noise.fill_ = lambda out, std, **named: fill(self._noise, out, less * std, **named)
+        super().release()
+
+
+class WholeCount(Mechanism):
+    """Counts b, not b − ½, with the noise of the half."""
+
+    def clip(self, losses, *, units):
+        norms = super().clip(losses, units=units)
+        self.adaptive._count += 0.5 * len(norms)
+        return norms
+
+
 MUTANTS = {
     NoNoise: "variance of noise", NoiseAPart: "variance of noise", ClippedAfterSumming: "sensitivity|share",
     ActualBatch: "share|sensitivity|variance of noise", Shuffled: "variance of batches", ReusedNoise: "between steps",
     ReusedSeed: "between runs", UnclippedLayer: "sensitivity", DoubleSensitivity: "sensitivity",
     TiedOnce: "sensitivity",
 }  # fmt: skip
+
+
+ADAPTIVE = {
+    SilentCount: "variance of noise on counts", SameCountNoise: "noise on counts|counts between steps",
+    CountForNothing: "variance of noise", WholeCount: "sensitivity of the count",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mutant", ADAPTIVE, ids=lambda kind: kind.__name__)
+def test_a_count_that_says_too_much_is_caught(mutant):
+    with pytest.raises(DPError, match=ADAPTIVE[mutant]):
+        self_audit(replace(SETTINGS, clipping="adaptive"), build=mutant)
+
+
+def test_one_order_for_all_epochs_is_caught():
+    with pytest.raises(DPError, match="same place an epoch later"):
+        self_audit(replace(SETTINGS, relation="replace-one", sampler="shuffled"), build=SameOrder)
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda kind: kind.__name__)

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binom, chi2, chisquare
 
 from sordino.dp.keystream import keystream, words
-from sordino.dp.sampling import PoissonSampler, Shuffled, truncation
+from sordino.dp.sampling import FixedSize, PoissonSampler, Shuffled, truncation
 from sordino.errors import ConfigError
 
 SECRET = b"a fixed secret for the tests" + bytes(4)
@@ -174,3 +174,20 @@ def test_a_shuffle_favours_no_unit():
 def test_values_that_cannot_be_meant_are_refused(build):
     with pytest.raises(ConfigError):
         build()
+
+
+def test_batches_of_fixed_size_are_uniform_subsets():
+    sampler, steps = FixedSize(30, 6, SECRET), 3000
+    taken = drawn(sampler, steps)
+    assert (taken.sum(axis=1) == 6).all() and np.array_equal(sampler.batch(7), FixedSize(30, 6, SECRET).batch(7))
+    # Counts of units in a sample without replacement vary by (units − 1) degrees of freedom.
+    spread = ((taken.sum(axis=0) - steps * 0.2) ** 2 / (steps * 0.2 * 0.8)).sum() * 29 / 30
+    assert 0.001 < chi2.sf(spread, 29) < 0.999
+    together = taken.T.astype(int) @ taken.astype(int)
+    pairs = together[np.triu_indices(30, 1)]
+    assert abs(pairs / steps - 6 * 5 / (30 * 29)).max() < 5 * (0.0345 / steps) ** 0.5
+    overlaps = (taken[1:] & taken[:-1]).sum(axis=1)
+    assert abs(overlaps.mean() - 1.2) < 5 * (1.2 * 0.8 * 24 / 29 / steps) ** 0.5
+    for batch in (0, 31):
+        with pytest.raises(ConfigError, match="`batch`"):
+            FixedSize(30, batch, SECRET)

@@ -178,3 +178,12 @@ def test_no_step_is_forgotten_when_the_process_is_killed(tmp_path):
     started = Journal(path).started
     assert taken > kills
     assert taken <= started <= taken + kills
+
+
+def test_an_event_of_several_steps_counts_from_the_first():
+    assert entry().events(7) == 7
+    epochs = entry(mechanism={"steps_per_event": 21})
+    assert [epochs.events(steps) for steps in (0, 1, 21, 22, 63)] == [0, 1, 1, 2, 3]
+    for covered in (0, -1, 2.5, True, "21"):
+        with pytest.raises(ValueError, match="its event covers"):
+            entry(mechanism={"steps_per_event": covered})

@@ -9,13 +9,14 @@ import torch
 
 from sordino.audit.flow import audit
 from sordino.config import load
+from sordino.dp.accounting import decode_event, repeated, spend
 from sordino.errors import RunError
 from sordino.ledger import Journal, read_ledger
 from sordino.records import Example, Message, Record
 from sordino.report import render_html
 from sordino.run import Run
 from sordino.train.flow import create, fine_tune, plan_of, prepare, train_run
-from sordino.train.promise import members_of
+from sordino.train.promise import earlier, members_of
 
 COUNT = count()
 WORDS = [f"name{n}" for n in range(20)]
@@ -121,6 +122,56 @@ def test_a_crashed_step_is_spent_and_the_rest_goes_on(records):
     assert seen == list(range(6, planned[0] + 1))
     [entry] = read_ledger(run.path / "ledger.json")
     assert entry.started == planned[0]
+
+
+def test_an_adaptive_norm_goes_on_from_the_weights_it_belongs_to(records):
+    settings = config(records, dp={"epsilon": 8.0, "clipping": "adaptive", "seed": 7})
+    run, norms = create(settings, prepare(settings)), {}
+
+    def stop(progress, steps):
+        norms[progress.step] = progress.clip_norm
+        if progress.step == 5:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train_run(run, monitor=stop)
+    assert len(set(norms.values())) == 5
+    kept = json.loads((run.checkpoints / "last" / "progress.json").read_text())
+    assert (kept["step"], kept["clip_norm"]) == (3, norms[3])
+    after = []
+    card = train_run(Run.open(run.path), monitor=lambda progress, steps: after.append(progress.clip_norm)).card
+    # Step 6 began with the norm of step 3: one step moves it by e^0.2 and a little noise at most.
+    assert abs(np.log(after[0] / norms[3])) < 0.3 and card.privacy["last clip norm"] == round(after[-1], 6)
+    assert "adaptive, quantile 0.5" in card.privacy["clipping"] and "clip_norm" not in card.training
+    plain = fine_tune(config(records)).card
+    assert "last clip norm" not in plain.privacy
+
+
+def test_a_shuffled_run_spends_whole_epochs(records):
+    settings = config(
+        records, dp={"noise_multiplier": 3.0, "sampler": "shuffled", "relation": "replace-one"},
+        train={"epochs": 3, "batch_size": 16, "learning_rate": 1e-3, "checkpoint_every": 1},
+    )  # fmt: skip
+    run = create(settings, prepare(settings))
+
+    def stop(progress, steps):
+        if progress.step == a_epoch + 1:
+            raise Stop
+
+    plan = plan_of(settings, prepare(settings))
+    a_epoch = plan["steps"] // 3
+    with pytest.raises(Stop):
+        train_run(run, monitor=stop)
+    [begun] = earlier(run.path.parent, run.card.data["fingerprint"])
+    assert begun.started == a_epoch + 1 and begun.events(begun.started) == 2
+    card = train_run(Run.open(run.path)).card
+    [entry] = read_ledger(run.path / "ledger.json")
+    assert entry.events(entry.started) == 3 and entry.mechanism["steps_per_event"] == a_epoch
+    spent = spend(repeated(decode_event(entry.step_event), 3), delta=entry.delta, relation="replace-one")
+    assert card.privacy["epsilon"] == round(spent.epsilon, 4) == plan["epsilon"]
+    again = plan_of(settings, prepare(settings))
+    both = spend(repeated(decode_event(entry.step_event), 6), delta=entry.delta, relation="replace-one")
+    assert again["epsilon with earlier runs"] == round(both.epsilon, 4)
 
 
 def test_another_plan_under_the_same_ledger_is_refused(records):

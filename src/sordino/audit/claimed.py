@@ -32,10 +32,11 @@ def claimed(run: Run, candidates: Sequence[Example], plan: AuditPlan) -> Claimed
     if not run.card.config.get("dp"):
         return None
     [entry] = read_ledger(run.path / "ledger.json")
-    event = repeated(decode_event(entry.step_event), max(1, entry.started))
+    event = repeated(decode_event(entry.step_event), max(1, entry.events(entry.started)))
     spent = spend(event, delta=entry.delta, relation=entry.relation)
+    sampler = {"poisson": "Poisson"}.get(name := str(entry.mechanism.get("sampler", "poisson")), name)
     words = (
-        f"ε = {spent.epsilon:.3g} at δ = {entry.delta:.2g} for a {entry.unit} ({entry.relation}; Poisson sampling; "
+        f"ε = {spent.epsilon:.3g} at δ = {entry.delta:.2g} for a {entry.unit} ({entry.relation}; {sampler} sampling; "
         f"{spent.accountant})"
     )
     if entry.relation != "add-or-remove-one":

@@ -7,8 +7,9 @@ where these three are out of order, no figure is given.
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -82,14 +83,22 @@ def _check_delta(delta: float) -> None:
 
 
 def _pld(event: "dp_accounting.DpEvent", relation: Relation, interval: float) -> Any:
+    return _composed_pld(tuple(leaves(event).items()), relation, interval)
+
+
+# A calibration, the figure and the curve ask for the same distribution, which takes about a second.
+@lru_cache(maxsize=4)
+def _composed_pld(parts: "tuple[tuple[dp_accounting.DpEvent, int], ...]", relation: Relation, interval: float) -> Any:
     import dp_accounting
 
     accountant = dp_accounting.pld.PLDAccountant(_neighbours(relation), interval)
     try:
-        return accountant.compose(composed([event]))
+        for step, count in parts:
+            accountant.compose(step, count)
     except dp_accounting.UnsupportedEventError as error:
-        message = f"dp-accounting has no privacy loss distribution for {event} under {relation}."
+        message = f"dp-accounting has no privacy loss distribution for {[step for step, _ in parts]} under {relation}."
         raise AccountingError(message, "Use Poisson sampling, or the other relation.") from error
+    return accountant
 
 
 def _optimistic(event: "dp_accounting.DpEvent", delta: float, relation: Relation, interval: float) -> float:
@@ -225,24 +234,32 @@ def _guess(make: "Callable[[float], dp_accounting.DpEvent]", target: tuple[float
     return high
 
 
-def _bracket(spent: Callable[[float], float], epsilon: float, guess: float) -> tuple[float, float]:
-    """Noise multipliers, a little apart, of which the lower spends more than `epsilon` and the higher does not."""
-    # ε falls about as σ^-2, so that one step mostly reaches the other side.
-    high = guess
-    if spent(high) > epsilon:
-        while True:
-            low, high = high, high * 1.003 * min(math.sqrt(spent(high) / epsilon), 10.0)
-            if spent(high) <= epsilon:
-                return low, high
-    # Downwards with care: at little noise ε is large, and with it the accountant's work.
-    while True:
-        low = high / (1.003 * min(math.sqrt(epsilon / max(spent(high), 1e-12)), 1.5))
-        if low < _SMALLEST:
+def _solve(spent: Callable[[float], float], epsilon: float, start: float, slope: float = -1.0) -> tuple[float, float]:
+    """The least noise multiplier (to 1e-4) that spends at most `epsilon`, and by what power of it ε falls there.
+
+    Secants of ln ε over ln σ, which is nearly a line, aimed a little above the root: as soon as a probe spends no
+    more than `epsilon` and the secant through it and the last one puts the root within the tolerance, it is taken.
+    """
+    tolerance = math.log1p(_TOLERANCE)
+    x, last = math.log(start), (math.nan, math.nan)
+    bounds = [math.log(_SMALLEST / 2), math.log(2 * _LARGEST)]  # too little, enough
+    for turn in range(100):
+        y = math.log(max(spent(math.exp(x)), 1e-12) / epsilon)
+        bounds[y <= 0] = x
+        if math.isfinite(y) and math.isfinite(last[1]) and x != last[0] and (y - last[1]) / (x - last[0]) < -0.01:
+            slope = (y - last[1]) / (x - last[0])
+        if y <= 0 and (-y / -slope <= 0.9 * tolerance or bounds[1] - bounds[0] <= tolerance):
+            return math.exp(x), slope
+        if x <= math.log(_SMALLEST) and y <= 0:
             message = f"ε = {epsilon:g} needs less noise than {_SMALLEST:g} times the clip norm."
             raise ConfigError(message, "Lower ε, or set the noise multiplier itself.")
-        if spent(low) > epsilon:
-            return low, high
-        high = low
+        last, wanted = (x, y), x - y / slope + tolerance / 3
+        # Downwards with care: at little noise ε is large, and with it the accountant's work.
+        wanted = max(x - math.log(1.5), min(wanted, x + math.log(10.0)), math.log(_SMALLEST))
+        low, high = bounds
+        x = wanted if low < wanted < high and turn % 8 < 6 else (low + high) / 2
+    message = f"No noise multiplier was found that spends ε = {epsilon:g}."
+    raise AccountingError(message, "Set the noise multiplier itself, and report this.")
 
 
 def calibrate(
@@ -262,32 +279,20 @@ def calibrate(
     _check_delta(delta)
     if not 0 < epsilon < math.inf:
         raise ConfigError(f"`epsilon` is {epsilon}.", "It must be a positive number.")
-
-    @cache
-    def spent(sigma: float) -> float:
-        return _upper(make(sigma), delta, relation, interval)[0]
-
     if _pld(make(_LARGEST), relation, interval).get_epsilon(delta) > epsilon:
         message = f"ε = {epsilon:g} is out of reach: noise {_LARGEST:g} times the clip norm still spends more."
         raise ConfigError(message, "Raise ε or δ, take fewer steps, or do not compose it with what was spent.")
-    if interval < 1e-3:
-        guess = calibrate(make, epsilon=epsilon, delta=delta, relation=relation)
-    else:
-        guess = _guess(make, (epsilon, delta), relation)
-    low, high = _bracket(spent, epsilon, guess)
-    for turn in range(100):
-        if high <= low * (1 + _TOLERANCE):
-            break
-        # ln ε is nearly linear in ln σ. Aim a little above the root, so that the next probe closes the bracket.
-        rise = math.log(spent(low)) - math.log(max(spent(high), 1e-12))
-        share = (math.log(spent(low)) - math.log(epsilon)) / rise if turn % 3 < 2 else 0.5
-        middle = low * (high / low) ** min(max(share, 0.0), 1.0) * (1 + _TOLERANCE / 3)
-        middle = min(max(middle, low * (1 + _TOLERANCE / 2)), high / (1 + _TOLERANCE / 2))
-        if spent(middle) > epsilon:
-            low = middle
-            continue
-        high = middle
-        if high > low * (1 + _TOLERANCE):
-            below = high / (1 + 0.9 * _TOLERANCE)
-            low, high = (below, high) if spent(below) > epsilon else (low, below)
-    return high
+
+    def by(width: float) -> Callable[[float], float]:
+        return lambda sigma: float(_pld(make(sigma), relation, width).get_epsilon(delta))
+
+    sigma, slope = _guess(make, (epsilon, delta), relation), -1.0
+    # Wide intervals cost a tenth, and show where to look with narrow ones, unless they hide the losses altogether.
+    for width in (w for w in (1e-2, 1e-3) if w > interval):
+        with suppress(ConfigError, AccountingError):
+            sigma, slope = _solve(by(width), epsilon, sigma, slope)
+    sigma, slope = _solve(by(interval), epsilon, sigma, slope)
+    if _upper(make(sigma), delta, relation, interval)[2] < interval:
+        # Held against RDP, rounding was too coarse: `spend` refines it, so that less noise is enough.
+        sigma, slope = _solve(lambda s: _upper(make(s), delta, relation, interval)[0], epsilon, sigma, slope)
+    return sigma

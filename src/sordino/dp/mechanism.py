@@ -2,15 +2,16 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sordino.dp.adaptive import AdaptiveNorm
 from sordino.dp.engine import Clipper, Clipping, Mode
 from sordino.dp.noise import Noise
 from sordino.dp.plan import DPPlan
-from sordino.dp.sampling import PoissonSampler
 from sordino.dp.selftest import self_test, synthetic
 from sordino.errors import DPError
 from sordino.ledger import Journal
@@ -39,12 +40,30 @@ class Mechanism:
     ) -> None:
         self.plan, self.journal = plan, journal
         settings = plan.settings
-        clipping = Clipping(norm=settings.clip_norm, kind=settings.clipping)
-        self.clipper = Clipper(module, clipping, mode=mode)
-        self.sampler = PoissonSampler(units=plan.units, rate=plan.rate, cap=plan.cap, secret=_key(secret, "sampling"))
+        kind = "flat" if settings.clipping == "adaptive" else settings.clipping
+        self.clipper = Clipper(module, Clipping(norm=settings.clip_norm, kind=kind), mode=mode)
+        self.sampler = plan.sampler(_key(secret, "sampling"))
         self._noise = Noise(_key(secret, "noise"), secure=settings.secure)
+        self.adaptive: AdaptiveNorm | None = None
+        if settings.clipping == "adaptive":
+            self.adaptive = AdaptiveNorm(plan, Noise(_key(secret, "count"), secure=settings.secure))
         self._rows = _key(secret, "rows")
         self._open: int | None = None
+
+    @property
+    def clip_norm(self) -> float:
+        """C of the next step, or of the one that is open: what releases so far have made of it, so no secret."""
+        return self.clipper.clipping.norm
+
+    def restore(self, clip_norm: float) -> None:
+        """Go on with the C that `clip_norm` was when the weights were saved that training goes on with.
+
+        Raises `DPError` while a step is open, and where it is not the plan's and clipping is not adaptive.
+        """
+        if self._open is not None or (self.adaptive is None and clip_norm != self.clip_norm):
+            message = f"The clip norm cannot become {clip_norm:g}: it is {self.clip_norm:g}."
+            raise DPError(message, "Only adaptive clipping changes it, between steps.")
+        self.clipper.clipping = replace(self.clipper.clipping, norm=clip_norm)
 
     def check(self, losses_of: Callable[[Tensor, Tensor], Tensor], vocabulary: int) -> None:
         """Compare the clipper with one unit at a time on random tokens; raises `DPError` where they differ.
@@ -80,14 +99,23 @@ class Mechanism:
         if self._open is None:
             raise DPError("No step is open.", "Call sample() first.")
         # Attached only meanwhile: validation, saving and whoever else holds the model see it as it is.
-        with self.clipper:
-            return self.clipper.add(losses, units=units)
+        try:
+            with self.clipper:
+                norms = self.clipper.add(losses, units=units)
+        except BaseException:
+            # The sum is lost, and the count is of what is in the sum.
+            if self.adaptive is not None:
+                self.adaptive.forget()
+            raise
+        if self.adaptive is not None:
+            self.adaptive.see(norms, self.clip_norm)
+        return norms
 
     def release(self) -> None:
         """Noise once, divide by the expected batch, and put the result into `.grad`; the step is over."""
         if self._open is None:
             raise DPError("No step is open.", "Call sample() first.")
-        step, std = self._open, self.plan.noise_multiplier * self.plan.settings.clip_norm
+        step, std = self._open, self.plan.gradient_noise * self.clip_norm
 
         def fill(name: str, out: Tensor) -> None:
             self._noise.fill_(out, std, step=step, name=name)
@@ -95,3 +123,5 @@ class Mechanism:
         with torch.no_grad():
             self.clipper.finish(fill, float(self.plan.batch))
         self._open = None
+        if self.adaptive is not None:
+            self.restore(self.adaptive.moved(self.clip_norm, step))

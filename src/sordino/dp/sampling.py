@@ -1,6 +1,6 @@
-"""Which units are in a step's batch: Poisson sampling cut at a cap, and shuffled batches.
+"""Which units are in a step's batch: Poisson sampling cut at a cap, batches of fixed size, shuffled batches.
 
-Both are functions of a secret and the step, so that a resumed run draws what it would have drawn. Whoever
+All are functions of a secret and the step, so that a resumed run draws what it would have drawn. Whoever
 knows the secret knows who took part in which step: no guarantee holds against them.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 from sordino.dp.keystream import check_secret, keystream, words
 from sordino.errors import ConfigError
 
-__all__ = ["PoissonSampler", "Shuffled", "truncation"]
+__all__ = ["FixedSize", "PoissonSampler", "Shuffled", "truncation"]
 
 
 def truncation(units: int, rate: float) -> int:
@@ -25,6 +25,16 @@ def _check(units: int, step: int | None = None) -> None:
         raise ConfigError(f"There are {units} units.", "Sampling needs at least one.")
     if step is not None and step < 0:
         raise ConfigError(f"The step is {step}.", "Steps are counted from 0.")
+
+
+def _check_batch(batch: int, units: int) -> None:
+    if not 1 <= batch <= units:
+        raise ConfigError(f"`batch` is {batch}.", f"It must be from 1 to the {units} units there are.")
+
+
+def _smallest(keys: np.ndarray, count: int) -> np.ndarray:
+    # The places of the `count` smallest of independent keys are a uniform subset (ties: less than n²/2^65).
+    return np.sort(np.argsort(keys, kind="stable")[:count])
 
 
 class PoissonSampler:
@@ -59,10 +69,29 @@ class PoissonSampler:
             drawn = words(keystream(self._secret, "poisson", step), self.units)
             taken = np.flatnonzero(drawn < np.uint64(self._threshold))
         if len(taken) > self.cap:
-            # The cap smallest of independent keys are a uniform subset (ties: less than n²/2^65).
             keys = words(keystream(self._secret, "truncate", step), len(taken))
-            taken = np.sort(taken[np.argsort(keys, kind="stable")[: self.cap]])
+            taken = taken[_smallest(keys, self.cap)]
         return taken.astype(np.int64, copy=False)
+
+
+class FixedSize:
+    """Exactly `batch` of `units`, a uniformly random subset, drawn anew for every step.
+
+    For `events.fixed_size_gaussian`. `secret` is 16 to 64 bytes. Raises `ConfigError` for values that cannot be meant.
+    """
+
+    def __init__(self, units: int, batch: int, secret: bytes) -> None:
+        _check(units)
+        check_secret(secret)
+        _check_batch(batch, units)
+        self.units, self.size = units, batch
+        self._secret = secret
+
+    def batch(self, step: int) -> np.ndarray:
+        """The units of step `step` (from 0): ascending indices, (batch,) int64."""
+        _check(self.units, step)
+        keys = words(keystream(self._secret, "fixed-size", step), self.units)
+        return _smallest(keys, self.size).astype(np.int64, copy=False)
 
 
 class Shuffled:
@@ -74,8 +103,7 @@ class Shuffled:
     def __init__(self, units: int, batch: int, secret: bytes) -> None:
         _check(units)
         check_secret(secret)
-        if not 1 <= batch <= units:
-            raise ConfigError(f"`batch` is {batch}.", f"It must be from 1 to the {units} units there are.")
+        _check_batch(batch, units)
         self.units, self.size = units, batch
         self.batches = math.ceil(units / batch)
         self._secret = secret

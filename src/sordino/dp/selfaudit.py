@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from sordino.config import DPConfig
+from sordino.dp.adaptive import RATE
 from sordino.dp.mechanism import Mechanism
 from sordino.dp.plan import DPPlan
 from sordino.errors import DPError
@@ -91,7 +92,9 @@ def self_audit(settings: DPConfig, *, build: Build = Mechanism) -> dict[str, flo
     """
     with tempfile.TemporaryDirectory() as folder:
         bench = _Bench(settings, build, Path(folder))
-        return {**_sampling(bench), **_noise(bench), **_sensitivity(bench)}
+        adaptive = settings.clipping == "adaptive"
+        counts = _counts(bench) if adaptive else {}
+        return {**_SAMPLERS[settings.sampler](bench), **_noise(bench), **counts, **_sensitivity(bench)}
 
 
 def _fail(what: str, value: float, wanted: str) -> None:
@@ -104,13 +107,19 @@ def _within(what: str, value: float, mean: float, deviation: float) -> dict[str,
     return {what: value}
 
 
-def _sampling(bench: _Bench) -> dict[str, float]:
-    """Poisson: units come independently of each other and of the step before."""
+def _drawn(bench: _Bench) -> np.ndarray:
+    """Who took part in which step, (steps, units)."""
     mechanism = bench.mechanism(b"s" * 32)
     drawn = np.zeros((_STEPS, _UNITS))
     for step in range(_STEPS):
         drawn[step, mechanism.sample(step)] = 1
         mechanism.release()
+    return drawn
+
+
+def _poisson(bench: _Bench) -> dict[str, float]:
+    """Units come independently of each other and of the step before."""
+    drawn = _drawn(bench)
     rate, sizes = _BATCH / _UNITS, drawn.sum(axis=1)
     spread = _UNITS * rate * (1 - rate)
     pairs = float((drawn[1:] * drawn[:-1]).sum())
@@ -124,13 +133,51 @@ def _sampling(bench: _Bench) -> dict[str, float]:
     }
 
 
+def _exact(what: str, values: np.ndarray, wanted: int) -> dict[str, float]:
+    worst = float(values.flat[np.abs(values - wanted).argmax()])
+    if worst != wanted:
+        _fail(what, worst, f"the plan says {wanted}, always")
+    return {what: worst}
+
+
+def _fixed_size(bench: _Bench) -> dict[str, float]:
+    """Batches of one size, of units that come independently of the step before."""
+    drawn, rate = _drawn(bench), _BATCH / _UNITS
+    found = _exact("the size of a batch", drawn.sum(axis=1), _BATCH)
+    pairs, often = float((drawn[1:] * drawn[:-1]).sum()), drawn.sum(axis=0)
+    # The overlap of two batches is hypergeometric.
+    overlap = _BATCH * rate * (1 - rate) * (_UNITS - _BATCH) / (_UNITS - 1)
+    spread = _STEPS * rate * (1 - rate) * _UNITS / (_UNITS - 1)
+    return {
+        **found,
+        **_within("units drawn twice running", pairs, (_STEPS - 1) * _BATCH * rate, ((_STEPS - 1) * overlap) ** 0.5),
+        **_within("the variance of draws of a unit", float(often.var(ddof=1)), spread, spread * (2 / _UNITS) ** 0.5),
+    }
+
+
+def _shuffled(bench: _Bench) -> dict[str, float]:
+    """Each unit once an epoch, in an order that is new in each."""
+    epochs = _drawn(bench).reshape(-1, _UNITS // _BATCH, _UNITS)
+    found = _exact("the steps an epoch of a unit", epochs.sum(axis=1), 1)
+    again, rate, count = float((epochs[1:] * epochs[:-1]).sum()), _BATCH / _UNITS, (len(epochs) - 1) * _UNITS
+    variance = count * rate * (1 - rate) * _UNITS / (_UNITS - 1)
+    return {**found, **_within("units in the same place an epoch later", again, count * rate, variance**0.5)}
+
+
+_SAMPLERS = {"poisson": _poisson, "fixed-size": _fixed_size, "shuffled": _shuffled}
+
+
 def _noise(bench: _Bench) -> dict[str, float]:
     """N(0, (σC)²) once a step, new in each step and each run, however many parts the step has."""
     one, two = bench.mechanism(b"n" * 32), bench.mechanism(b"m" * 32)
-    std = bench.plan.noise_multiplier * bench.plan.settings.clip_norm
     silent = [[(0, 0.0)], [(1, 0.0)], [(2, 0.0)]]
-    first, second = (bench.released(one, step, silent) / std for step in (0, 1))
-    other, empty = bench.released(two, 0, silent) / std, bench.released(two, 1, []) / std
+
+    def scaled(mechanism: Mechanism, step: int, parts: list[list[tuple[int, float]]]) -> Tensor:
+        std = bench.plan.gradient_noise * mechanism.clip_norm
+        return bench.released(mechanism, step, parts) / std
+
+    first, second = (scaled(one, step, silent) for step in (0, 1))
+    other, empty = scaled(two, 0, silent), scaled(two, 1, [])
     count = len(first)
     found: dict[str, float] = {}
     for name, values in (("in parts", first), ("of an empty batch", empty)):
@@ -140,6 +187,38 @@ def _noise(bench: _Bench) -> dict[str, float]:
         found |= _within(
             f"the correlation of noise between {name}", float((a * b).mean()), 0.0, 1 / float(np.sqrt(count))
         )
+    return found
+
+
+def _count(bench: _Bench, mechanism: Mechanism, step: int, parts: list[list[tuple[int, float]]]) -> float:
+    """The count that adaptive clipping releases in `step`, read off what becomes of the norm."""
+    settings, before = bench.plan.settings, mechanism.clip_norm
+    bench.released(mechanism, step, parts)
+    share = settings.quantile - float(np.log(mechanism.clip_norm / before)) / RATE
+    return (share - 0.5) * _BATCH
+
+
+def _counts(bench: _Bench) -> dict[str, float]:
+    """N(0, σ_b²) on the count, new in each step and each run; a unit moves it by ½ at most."""
+    norm, std, drawn = bench.plan.settings.clip_norm, bench.plan.count_noise, []
+    for secret in (b"c" * 32, b"e" * 32):
+        mechanism = bench.mechanism(secret)
+        drawn.append(np.zeros(_STEPS))
+        for step in range(_STEPS):
+            mechanism.restore(norm)
+            drawn[-1][step] = _count(bench, mechanism, step, []) / std
+    first, other, few = *drawn, _STEPS**-0.5
+    found = {
+        **_within("the variance of noise on counts", float(first.var()), 1.0, few * 2**0.5),
+        **_within("the mean of noise on counts", float(first.mean()), 0.0, few),
+        **_within("the correlation of counts between steps", float((first[1:] * first[:-1]).mean()), 0.0, few),
+        **_within("the correlation of counts between runs", float((first * other).mean()), 0.0, few),
+    }
+    without = _count(bench, bench.mechanism(b"d" * 32), 0, [[(0, 1.0)]])
+    for factor in (1e6, 1.0, 1e-3, 0.0):
+        moved = abs(_count(bench, bench.mechanism(b"d" * 32), 0, [[(0, 1.0), (1, factor)]]) - without)
+        if moved > 0.5 * (1 + _ROUNDING):
+            _fail("a sensitivity of the count", moved, "a unit is worth ½")
     return found
 
 

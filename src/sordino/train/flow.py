@@ -238,14 +238,16 @@ def train_run(run: Run, *, say: Say = _SILENT, monitor: Monitor = lambda progres
                 progress = train(run, model, tokens, config.train, seed=config.seed, monitor=monitor, private=private)
         with write_folder(run.weights) as folder:
             save(model, folder)
-        run.write_card(_finished(card, progress, promise.keep() if promise else {}, weights_digest(run.weights)))
+        kept = promise.keep(progress.clip_norm) if promise else {}
+        run.write_card(_finished(card, progress, kept, weights_digest(run.weights)))
         run.event("trained", step=progress.step, tokens=progress.tokens, seconds=round(progress.seconds, 3))
     return run
 
 
 def _finished(card: RunCard, progress: Progress, privacy: dict[str, Any], weights: str) -> RunCard:
     # The loss on training data is no part of what differential privacy lets out.
-    unsaid = {"log_bytes"} | (set() if card.data.get("labels") else {"accuracy"}) | ({"loss"} if privacy else set())
+    unsaid = {"log_bytes", "clip_norm"} | ({"loss"} if privacy else set())
+    unsaid |= set() if card.data.get("labels") else {"accuracy"}
     return dataclasses.replace(
         card,
         status="trained",

@@ -277,12 +277,14 @@ def train(  # noqa: PLR0913 - what is trained, on what, how, and under which pro
     with _explained(config), recomputed(model.module, on=config.gradient_checkpointing):
         if private is not None:
             private.check(trainer.objective)
+            private.resume(progress.clip_norm)
         started = time.monotonic() - progress.seconds
         for number, indices in trainer.batches(progress.step):
             loss, read, skipped = trainer.step(number, indices)
             spent, done = time.monotonic() - started, progress.tokens + read
             progress = replace(progress, step=number + 1, loss=loss, tokens=done, seconds=spent)
-            progress = replace(progress, skipped=progress.skipped + skipped)
+            norm = None if private is None else private.clip_norm
+            progress = replace(progress, skipped=progress.skipped + skipped, clip_norm=norm)
             progress = trainer.write_losses(progress, step=progress.step, loss=loss if math.isfinite(loss) else None)
             last = progress.step == trainer.steps
             if progress.step % every == 0 or last:

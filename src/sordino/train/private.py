@@ -35,6 +35,16 @@ class PrivateSteps:
         """How many steps the plan has."""
         return self.mechanism.plan.steps
 
+    @property
+    def clip_norm(self) -> float | None:
+        """The norm that adaptive clipping has come to; None of any other."""
+        return None if self.mechanism.adaptive is None else self.mechanism.clip_norm
+
+    def resume(self, clip_norm: float | None) -> None:
+        """Go on with the clip norm that goes with the weights, where one was saved."""
+        if clip_norm is not None:
+            self.mechanism.restore(clip_norm)
+
     def check(self, objective: Objective) -> None:
         """Test the mechanism on this model before it sees a record; raises `DPError` where it would break its word."""
 

@@ -12,6 +12,7 @@ class Progress:
 
     `skipped` of the steps changed nothing, because a float16 gradient overflowed and its scale was lowered.
     `validation` is the loss on validation records, `accuracy` a classifier's share of right classes there.
+    `clip_norm` is the norm that adaptive private clipping has come to: part of what a step goes on from.
     """
 
     step: int = 0
@@ -25,6 +26,7 @@ class Progress:
     log_bytes: int = 0
     threads: int = 0
     skipped: int = 0
+    clip_norm: float | None = None
 
 
 Monitor = Callable[[Progress, int], None]

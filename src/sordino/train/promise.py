@@ -106,8 +106,11 @@ class Promise:
             self.run.write_private(_SECRET, os.urandom(32))
         return path.read_bytes()
 
-    def keep(self) -> dict[str, Any]:
-        """End it: count what was spent in the ledger and destroy the secret; returns what the run card tells."""
+    def keep(self, clip_norm: float | None = None) -> dict[str, Any]:
+        """End it: count what was spent in the ledger and destroy the secret; returns what the run card tells.
+
+        `clip_norm` is where an adaptive one ended.
+        """
         started = started_in(self._journal)
         status: Literal["finished", "stopped"] = "finished" if started >= self.plan.steps else "stopped"
         write_ledger(_path(self.run), [msgspec.structs.replace(self.entry, started=started, status=status)])
@@ -116,6 +119,7 @@ class Promise:
         return {
             **self.plan.described(),
             "steps": started,
+            **({} if clip_norm is None else {"last clip norm": round(clip_norm, 6)}),
             "seeded": self.entry.secret_recorded_seed,
             **together(before, self.plan),
         }
@@ -152,7 +156,7 @@ def together(before: Sequence[Entry], plan: DPPlan) -> dict[str, Any]:
     others = {"earlier runs with another promise": len(before) - len(alike)} if len(alike) < len(before) else {}
     if not alike:
         return others
-    events = [repeated(decode_event(e.step_event), e.started) for e in alike]
+    events = [repeated(decode_event(e.step_event), e.events(e.started)) for e in alike]
     spent = spend(composed([*events, plan.event()]), delta=plan.delta, relation=settings.relation)
     return {"earlier runs on this data": len(alike), "epsilon with earlier runs": round(spent.epsilon, 4), **others}
 
