@@ -101,14 +101,14 @@ def _private(module: nn.Module, ids: Tensor, mode: Any) -> Step:
     optimizer, noise = _optimizer(module), Noise(b"benchmark" * 4)
     clipper, size, steps = Clipper(module, Clipping(), mode=mode), 1 if mode == "one-by-one" else len(ids), [0]
 
-    def fill(name: str, out: Tensor) -> None:
-        noise.fill_(out, 1.0, step=steps[0], name=name)
+    def add(name: str, total: Tensor) -> None:
+        noise.add_(total, 1.0, step=steps[0], name=name)
 
     def step() -> None:
         with clipper:
             for part in ids.split(size):
                 clipper.add(lambda part=part: row_losses(module, part), units=len(part))
-        clipper.finish(fill, len(ids))
+        clipper.finish(add, len(ids))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         steps[0] += 1

@@ -40,8 +40,8 @@ def test_the_update_is_that_of_the_paper(tmp_path):
         for part in (gradients[:11], gradients[11:]):
             clip(mechanism, part)
         assert mechanism.clip_norm == expected  # one norm for all parts of a step
-        drawn = torch.empty(1, dtype=torch.float64)
-        noise.fill_(drawn, BATCH / 20, step=step, name="count")
+        drawn = torch.zeros(1, dtype=torch.float64)
+        noise.add_(drawn, BATCH / 20, step=step, name="count")
         lengths = np.linalg.norm(gradients, axis=1)
         clipped = gradients * np.minimum(1, expected / lengths)[:, None]
         added = []
@@ -62,9 +62,11 @@ class Recorded:
     def __init__(self, inner, kept):
         self.inner, self.kept = inner, kept
 
-    def fill_(self, out, std, **named):
-        self.inner.fill_(out, std, **named)
-        self.kept.append((std, out.clone()))
+    def add_(self, out, std, **named):
+        drawn = torch.zeros_like(out)
+        self.inner.add_(drawn, std, **named)
+        self.kept.append((std, drawn))
+        out.add_(drawn)
 
 
 @pytest.mark.parametrize(("quantile", "sampler"), [(0.5, "poisson"), (0.9, "fixed-size")])

@@ -164,7 +164,7 @@ def test_noise_comes_once_a_step_and_an_empty_batch_is_noise(mode):
 
     def noise(name, tensor):
         drawn.append(name)
-        tensor.fill_(3.0)
+        tensor.add_(3.0)
 
     with Clipper(module, Clipping(norm=0.1), mode=mode) as clipper:
         clipper.add(lambda: net_losses(module), units=4)

@@ -40,7 +40,7 @@ def test_every_sampler_draws_what_its_event_is_of(sampler):
 
 class NoNoise(Mechanism):
     def release(self):
-        self._noise.fill_ = lambda out, std, **_: out.zero_()
+        self._noise.add_ = lambda out, std, **_: None
         super().release()
 
 
@@ -54,16 +54,13 @@ class NoiseAPart(Mechanism):
         return super().clip(losses, units=units)
 
     def release(self):
-        fill, parts = type(self._noise).fill_, max(1, self.parts)
+        add, parts = type(self._noise).add_, max(1, self.parts)
 
         def often(out, std, **named):
-            total = torch.zeros_like(out)
             for part in range(parts):
-                fill(self._noise, out, std, step=named["step"], name=f"{named['name']}/{part}")
-                total += out
-            out.copy_(total)
+                add(self._noise, out, std, step=named["step"], name=f"{named['name']}/{part}")
 
-        self._noise.fill_, self.parts = often, 0
+        self._noise.add_, self.parts = often, 0
         super().release()
 
 
@@ -109,8 +106,8 @@ class ReusedNoise(Mechanism):
     """The same seed in each step."""
 
     def release(self):
-        fill = type(self._noise).fill_
-        self._noise.fill_ = lambda out, std, **named: fill(self._noise, out, std, step=0, name=named["name"])
+        add = type(self._noise).add_
+        self._noise.add_ = lambda out, std, **named: add(self._noise, out, std, step=0, name=named["name"])
         super().release()
 
 
@@ -195,7 +192,7 @@ class SilentCount(Mechanism):
     """The count of adaptive clipping is used as it is."""
 
     def release(self):
-        self.adaptive._noise.fill_ = lambda out, std, **_: out.zero_()
+        self.adaptive._noise.add_ = lambda out, std, **_: out.zero_()
         super().release()
 
 
@@ -203,8 +200,8 @@ class SameCountNoise(Mechanism):
     """The noise on the count is the same in every step."""
 
     def release(self):
-        fill = type(self.adaptive._noise).fill_
-        self.adaptive._noise.fill_ = lambda out, std, **named: fill(self.adaptive._noise, out, std, step=0, name="x")
+        add = type(self.adaptive._noise).add_
+        self.adaptive._noise.add_ = lambda out, std, **named: add(self.adaptive._noise, out, std, step=0, name="x")
         super().release()
 
 
@@ -212,8 +209,8 @@ class CountForNothing(Mechanism):
     """Adds the noise of clipping without a count, and counts."""
 
     def release(self):
-        fill, less = type(self._noise).fill_, self.plan.noise_multiplier / self.plan.gradient_noise
-        self._noise.fill_ = lambda out, std, **named: fill(self._noise, out, less * std, **named)
+        add, less = type(self._noise).add_, self.plan.noise_multiplier / self.plan.gradient_noise
+        self._noise.add_ = lambda out, std, **named: add(self._noise, out, less * std, **named)
         super().release()
 
 

@@ -16,8 +16,8 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.i
 
 def draw(count=20_000, std=1.0, step=0, name="weight", **settings):
     dtype, device = settings.pop("dtype", torch.float32), settings.pop("device", "cpu")
-    out = torch.full((count,), math.nan, dtype=dtype, device=device)
-    Noise(settings.pop("secret", SECRET), **settings).fill_(out, std, step=step, name=name)
+    out = torch.zeros(count, dtype=dtype, device=device)
+    Noise(settings.pop("secret", SECRET), **settings).add_(out, std, step=step, name=name)
     return out.cpu().double().numpy()
 
 
@@ -38,9 +38,9 @@ def test_noise_is_normal_with_the_standard_deviation_asked_for(device, secure, d
 
 @pytest.mark.parametrize("secure", [False, True])
 def test_noise_is_white(secure):
-    # Longer than a chunk of the secure generator, so that the seams are seen as well.
-    drawn = draw(200_000, secure=secure)
-    for lag in (1, 2, 3, 7, 624, 8192):
+    # Longer than a chunk, so that the seams are seen as well; half a chunk parts the numbers of a pair.
+    drawn = draw(300_000, secure=secure)
+    for lag in (1, 2, 3, 7, 624, 8192, 2**15, 2**16):
         correlation = (drawn[lag:] * drawn[:-lag]).mean()
         assert abs(correlation) < 4 / math.sqrt(len(drawn) - lag)
         squares = ((drawn[lag:] ** 2 - 1) * (drawn[:-lag] ** 2 - 1)).mean() / 2
@@ -64,12 +64,13 @@ def test_no_two_names_steps_or_secrets_share_numbers(device, secure):
 @pytest.mark.parametrize("secure", [False, True])
 def test_the_same_secret_step_and_name_give_the_same_noise(device, secure):
     noise = Noise(SECRET, secure=secure)
-    first, second = (torch.empty(3, 5, 7, device=device) for _ in range(2))
-    noise.fill_(first, 2.0, step=4, name="w")
+    first, second, third = (torch.zeros(3, 5, 7, device=device) for _ in range(3))
+    noise.add_(first, 2.0, step=4, name="w")
     torch.manual_seed(99)
-    noise.fill_(second, 1.0, step=5, name="w")
-    noise.fill_(second, 2.0, step=4, name="w")
+    noise.add_(third, 1.0, step=5, name="w")
+    noise.add_(second, 2.0, step=4, name="w")
     assert torch.equal(first, second)
+    assert not torch.equal(first, third)
 
 
 def test_noise_does_not_touch_the_global_generator():
@@ -79,37 +80,38 @@ def test_noise_does_not_touch_the_global_generator():
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_more_than_32_bits_of_the_secret_reach_the_generator():
-    # torch would seed its generator on the CPU with 32 bits: 2^18 draws then collide for certain.
-    from sordino.dp.noise import _generator
+@pytest.mark.parametrize("count", [1, 2, 7, 2**16, 2**16 + 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_noise_is_box_muller_on_the_keystream(count, dtype):
+    from sordino.dp.keystream import keystream
 
-    device = torch.device("cpu")
-    state = _generator(SECRET, (0, "w"), device).get_state()
-    other = _generator(SECRET, (1, "w"), device).get_state()
-    fresh = torch.Generator().manual_seed(5).get_state()
-    held = state[24 : 24 + 8 * 624].numpy().view(np.uint64)
-    assert np.array_equal(fresh[24 : 24 + 8 * 624].numpy().view(np.uint64)[:1], [5])
-    assert (held < 2**32).all()
-    assert len(np.unique(held)) > 620
-    assert abs(held.mean() / 2**32 - 0.5) < 4 / math.sqrt(12 * 624)
-    assert (held != other[24 : 24 + 8 * 624].numpy().view(np.uint64)).sum() > 620
-    # All beside the words is as after seeding: the first number drawn refills the whole state.
-    fresh[:8] = state[:8]
-    fresh[24 : 24 + 8 * 624] = state[24 : 24 + 8 * 624]
-    assert torch.equal(fresh, state)
+    stream, expected = keystream(SECRET, "noise", 2, "w"), []
+    for start in range(0, count, 2**16):
+        size = min(2**16, count - start)
+        pairs = (size + 1) // 2
+        words = np.frombuffer(stream(8 * pairs), dtype="<i4").astype(np.float64)
+        radius = np.sqrt(-2 * np.log(np.minimum(1, (np.abs(words[:pairs]) + 0.5) / 2**31)))
+        angle = 2 * np.pi * words[pairs:] / 2**32
+        expected += [*(radius * np.cos(angle)), *(radius * np.sin(angle))][:size]
+    got = draw(count, 1.5, step=2, name="w", dtype=dtype)
+    assert got == pytest.approx(1.5 * np.array(expected), abs=1e-5 if dtype == torch.float32 else 1e-12)
 
 
-def test_the_generator_runs_on_the_state_it_was_given():
-    # The Mersenne Twister in NumPy, from the same 624 words, gives the same random bits.
-    from sordino.dp.noise import _generator
+def test_the_least_and_the_greatest_word_make_finite_noise(monkeypatch):
+    from sordino.dp import noise
 
-    generator = _generator(SECRET, (3, "w"), torch.device("cpu"))
-    held = generator.get_state()[24 : 24 + 8 * 624].numpy().view(np.uint64).astype(np.uint32)
-    twister = np.random.MT19937()
-    twister.state = {"bit_generator": "MT19937", "state": {"key": held, "pos": 624}}
-    bits = torch.randint(0, 2**31, (1000,), generator=generator, dtype=torch.int64)
-    # torch takes two words for a number, of which the second is the lower.
-    assert np.array_equal(bits.numpy(), twister.random_raw(2000)[1::2] % 2**31)
+    for byte in (b"\x00", b"\x7f", b"\x80", b"\xff"):
+        whole = bytearray({b"\x7f": b"\xff\xff\xff\x7f", b"\x80": b"\x00\x00\x00\x80"}.get(byte, byte * 4) * 8)
+        monkeypatch.setattr(noise, "keystream", lambda *_, whole=whole: lambda count: whole[:count])
+        drawn = draw(8)
+        assert np.isfinite(drawn).all()
+        assert np.abs(drawn).max() <= 6.8
+
+
+def test_noise_is_added_to_what_is_there():
+    noise, out = Noise(SECRET), torch.full((1000,), 100.0, dtype=torch.float64)
+    noise.add_(out, 1.0, step=0, name="w")
+    assert out.numpy() - 100 == pytest.approx(draw(1000, name="w", dtype=torch.float64), abs=1e-12)
 
 
 def test_secure_noise_is_the_scaled_sum_of_two_box_muller_draws():
@@ -128,28 +130,26 @@ def test_secure_noise_is_the_scaled_sum_of_two_box_muller_draws():
 
 
 @pytest.mark.parametrize("secure", [False, True])
-def test_views_and_parameters_and_empty_tensors_are_filled(secure):
+def test_parameters_and_empty_tensors_get_noise_and_views_do_not(secure):
     noise = Noise(SECRET, secure=secure)
-    whole = torch.zeros(6, 8)
-    noise.fill_(whole[:, ::2].T, 1.0, step=0, name="w")
-    assert (whole[:, ::2] != 0).all()
-    assert (whole[:, 1::2] == 0).all()
     weight = torch.nn.Parameter(torch.zeros(3))
-    noise.fill_(weight, 1.0, step=0, name="w")
+    noise.add_(weight, 1.0, step=0, name="w")
     assert (weight != 0).all()
-    noise.fill_(torch.empty(0, 3), 1.0, step=0, name="w")
+    noise.add_(torch.empty(0, 3), 1.0, step=0, name="w")
+    with pytest.raises(ConfigError, match="strided view"):
+        noise.add_(torch.zeros(6, 8)[:, ::2], 1.0, step=0, name="w")
 
 
 @pytest.mark.parametrize("std", [0.0, -1.0, math.nan, math.inf])
 def test_noise_without_a_size_is_refused(std):
     with pytest.raises(ConfigError, match="standard deviation"):
-        Noise(SECRET).fill_(torch.empty(3), std, step=0, name="w")
+        Noise(SECRET).add_(torch.empty(3), std, step=0, name="w")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int64])
 def test_noise_in_another_precision_is_refused(dtype):
     with pytest.raises(ConfigError, match=str(dtype)):
-        Noise(SECRET).fill_(torch.empty(3, dtype=dtype), 1.0, step=0, name="w")
+        Noise(SECRET).add_(torch.empty(3, dtype=dtype), 1.0, step=0, name="w")
 
 
 def test_a_short_secret_is_refused():

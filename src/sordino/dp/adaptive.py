@@ -37,8 +37,8 @@ class AdaptiveNorm:
 
     def moved(self, clip_norm: float, step: int) -> float:
         """End `step`: C of the next, C · exp(−η (share within − quantile)), from the noisy count alone."""
-        drawn, settings = torch.empty(1, dtype=torch.float64), self.plan.settings
-        self._noise.fill_(drawn, self.plan.count_noise, step=step, name="count")
+        drawn, settings = torch.zeros(1, dtype=torch.float64), self.plan.settings
+        self._noise.add_(drawn, self.plan.count_noise, step=step, name="count")
         share = 0.5 + (self._count + float(drawn)) / self.plan.batch
         self._count = 0.0
         least, most = settings.clip_norm / _FARTHEST, settings.clip_norm * _FARTHEST

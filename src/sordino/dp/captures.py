@@ -130,7 +130,9 @@ def without(capture: Capture, keep: Tensor) -> Capture:
 
 def _square(capture: Capture, grams: Grams) -> Tensor:
     if isinstance(capture, Dense):
-        return _exact(capture.values).flatten(1).square().sum(1)
+        # In one pass: squares of all the numbers would have to be written first.
+        norms: Tensor = torch.linalg.vector_norm(_exact(capture.values).flatten(1), dim=1)
+        return norms.square()
     if isinstance(capture, Rows):
         return _square_of_rows(capture)
     units, positions = capture.left.shape[:2]

@@ -116,8 +116,8 @@ class Clipper:
     def finish(self, noise: Callable[[str, Tensor], None] | None, expected: float) -> None:
         """Set every `.grad` to (sum + noise) / `expected` in the parameter's type, and begin the next step's sum.
 
-        `noise(name, tensor)` fills a tensor like the sum, float32 or more, with the noise of the parameter
-        `name`; it is called once a parameter. `expected` is the expected number of units of a step.
+        `noise(name, tensor)` adds the noise of the parameter `name` to the sum, float32 or more and contiguous; it
+        is called once a parameter. `expected` is the expected number of units of a step.
         """
         if not 0 < expected < float("inf"):
             raise DPError(f"The expected batch is {expected}.", "It must be positive and finite.")
@@ -126,9 +126,7 @@ class Clipper:
             if total is None:
                 total = _wide(torch.zeros_like(parameter))
             if noise is not None:
-                drawn = torch.empty_like(total)
-                noise(name, drawn)
-                total.add_(drawn)
+                noise(name, total)
             parameter.grad = total.div_(expected).to(parameter.dtype)
 
     def _check(self, values: Tensor, units: int) -> None:

@@ -9,7 +9,10 @@ from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 
 from sordino.errors import ConfigError
 
-__all__ = ["check_secret", "keystream", "words"]
+__all__ = ["Stream", "check_secret", "keystream", "words"]
+
+# Each call gives the next so many bytes.
+Stream = Callable[[int], bytearray]
 
 
 def check_secret(secret: bytes) -> None:
@@ -20,7 +23,7 @@ def check_secret(secret: bytes) -> None:
         )
 
 
-def keystream(secret: bytes, *purpose: str | int) -> Callable[[int], bytes]:
+def keystream(secret: bytes, *purpose: str | int) -> Stream:
     """A source of bytes: each call gives the next so many of the stream that `secret` and `purpose` name.
 
     Streams of different purposes have independent keys (blake2b, RFC 7693, keyed with the secret), so that
@@ -33,9 +36,16 @@ def keystream(secret: bytes, *purpose: str | int) -> Callable[[int], bytes]:
         data = repr(part).encode()
         state.update(len(data).to_bytes(8, "big") + data)
     encryptor = Cipher(ChaCha20(state.digest(), bytes(16)), mode=None).encryptor()
-    return lambda count: encryptor.update(bytes(count))
+
+    def next_bytes(count: int) -> bytearray:
+        # Into a buffer that may be written to, which tensors and arrays want to stand on.
+        out = bytearray(count)
+        encryptor.update_into(bytes(count), out)
+        return out
+
+    return next_bytes
 
 
-def words(stream: Callable[[int], bytes], count: int) -> np.ndarray:
+def words(stream: Stream, count: int) -> np.ndarray:
     """The next `count` uniform 64-bit words of a stream, (count,) uint64."""
     return np.frombuffer(stream(8 * count), dtype="<u8")

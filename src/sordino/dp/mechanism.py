@@ -117,11 +117,11 @@ class Mechanism:
             raise DPError("No step is open.", "Call sample() first.")
         step, std = self._open, self.plan.gradient_noise * self.clip_norm
 
-        def fill(name: str, out: Tensor) -> None:
-            self._noise.fill_(out, std, step=step, name=name)
+        def add(name: str, total: Tensor) -> None:
+            self._noise.add_(total, std, step=step, name=name)
 
         with torch.no_grad():
-            self.clipper.finish(fill, float(self.plan.batch))
+            self.clipper.finish(add, float(self.plan.batch))
         self._open = None
         if self.adaptive is not None:
             self.restore(self.adaptive.moved(self.clip_norm, step))

@@ -1,7 +1,8 @@
 """Weights that scale the last dimension of a module's output: norms, and DoRA's magnitudes.
 
-The output is w ∘ a(x) + b, so that ∂w = Σ_t g_t ∘ a_t, and a is the output at w = 1 less that at w = 0, computed
-again in the backward pass. The gradient of the input is autograd's own.
+The output is w ∘ a(x) + b(x), so that ∂w = Σ_t g_t ∘ a_t, and a is the output at w + 1 less that at w, computed
+again in the backward pass: once where there is a w at which the output is 0, 0 or Gemma's -1. The gradient of the
+input is autograd's own.
 """
 
 from collections.abc import Callable
@@ -45,6 +46,7 @@ def layer_norm(site: Site) -> Callable[[Tensor], Tensor]:
 def elementwise(site: Site) -> Callable[..., Tensor]:
     """The rule of modules of one parameter, `weight`, that `scales_its_output`; RMSNorm in all its variants."""
     module: Any = site.module
+    zero = _zero_of(module)
 
     def at(weight: Tensor, args: Any, kwargs: Any) -> Tensor:
         with substituted(module, {"weight": weight}):
@@ -64,8 +66,9 @@ def elementwise(site: Site) -> Callable[..., Tensor]:
             values = dict(zip([*places, *named], tensors, strict=True))
             again = [values.get(number, value) for number, value in enumerate(others)]
             keyed = {**rest, **{name: values[name] for name in named}}
-            one, none = torch.ones_like(weight), torch.zeros_like(weight)
-            slope = at(one, again, keyed) - at(none, again, keyed)
+            slope = at(torch.full_like(weight, 1 + (zero or 0)), again, keyed)
+            if zero is None:
+                slope = slope - at(torch.zeros_like(weight), again, keyed)
             _take(site, "weight", g.to(torch.promote_types(g.dtype, torch.float32)) * slope)
 
         y = at(weight, args, kwargs)
@@ -84,18 +87,33 @@ def scales_its_output(module: nn.Module) -> bool:
     weight = module.get_parameter("weight")
     if weight.dim() != 1:
         return False
+    x, w = _trial(weight)
+    none, one, found = (_at(module, x, value) for value in (torch.zeros_like(weight), torch.ones_like(weight), w))
+    wanted = none + w * (one - none)
+    return found.shape == x.shape and bool((found - wanted).abs().max() <= 8 * torch.finfo(x.dtype).eps ** 0.9)
+
+
+def _zero_of(module: nn.Module) -> float | None:
+    """The weight at which the output of an RMSNorm is 0 for random numbers, or None."""
+    weight = module.get_parameter("weight")
+    if not type(module).__name__.endswith("RMSNorm"):
+        return None
+    x, _ = _trial(weight)
+    return next((w for w in (0.0, -1.0) if not _at(module, x, torch.full_like(weight, w)).any()), None)
+
+
+def _trial(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Random inputs (3, 2, n) and a random weight (n,)."""
     generator = torch.Generator().manual_seed(0)
-    x, w = (torch.randn(3, n, weight.numel(), generator=generator).to(weight) for n in (2, 1))
+    x, w = (torch.randn(*shape, weight.numel(), generator=generator) for shape in ((3, 2), ()))
+    return x.to(weight), w.to(weight)
 
-    def at(value: Tensor) -> Tensor:
-        with substituted(module, {"weight": value}):
-            y: Tensor = module.forward(x)
-        return y
 
-    with torch.no_grad():
-        none, one, found = at(torch.zeros_like(weight)), at(torch.ones_like(weight)), at(w[0, 0])
-        wanted = none + w[0, 0] * (one - none)
-        return found.shape == x.shape and bool((found - wanted).abs().max() <= 8 * torch.finfo(x.dtype).eps ** 0.9)
+@torch.no_grad()
+def _at(module: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+    with substituted(module, {"weight": weight}):
+        y: Tensor = module.forward(x)
+    return y
 
 
 def _take(site: Site, name: str, gradient: Tensor) -> None:

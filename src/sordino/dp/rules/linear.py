@@ -53,6 +53,8 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, None, None, None]:
         site, module = ctx.site, ctx.site.module
+        # Each of the products to come would copy a gradient that heads or a slice left strided.
+        g = g.contiguous()
         gradients = site.tape.by_unit(g, site.name)
         for x in ctx.saved_tensors:
             inputs = site.tape.by_unit(x, site.name)
