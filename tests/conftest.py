@@ -82,6 +82,7 @@ def _module(shape: str, vocabulary: int, context: int) -> Any:
     own = {
         "llama": ("Llama", {"tie_word_embeddings": False}),
         "qwen2": ("Qwen2", {"tie_word_embeddings": False}),
+        "qwen3": ("Qwen3", {"tie_word_embeddings": False, "head_dim": 16}),
         "mistral": ("Mistral", {"sliding_window": None}),
         "gemma": ("Gemma", {"head_dim": 16}),
         "gemma2": ("Gemma2", {"head_dim": 16, "query_pre_attn_scalar": 16, "attn_implementation": "eager"}),
@@ -95,7 +96,7 @@ def make_model(tokenizer) -> Callable[..., Any]:
     """`(shape, seed=0, context=64)` -> a random 2-layer model, hidden size 32, with the bundled tokenizer.
 
     Shapes: `llama` (grouped-query attention), `gpt2` (head tied to the embedding), `gpt_neox`, and for
-    tests of whole families `qwen2`, `mistral`, `opt`, `gemma` and `gemma2`.
+    tests of whole families `qwen2`, `qwen3` (norms of queries and keys), `mistral`, `opt`, `gemma` and `gemma2`.
     """
 
     import torch

@@ -90,7 +90,8 @@ class TrainConfig:
     `select` says which weights are kept: the last, or those with the best validation loss.
     `precision` is that of matrix products; weights stay float32. `gradient_checkpointing` computes
     activations twice to keep fewer of them. `per_sample` is the way in which private training gets
-    the gradient norm of each unit, which changes speed and memory and nothing else.
+    the gradient norm of each unit, which changes speed and memory and nothing else; `auto` takes the
+    fastest that fits into the device, or into `memory` GiB where that is less.
     """
 
     epochs: int = 3
@@ -108,7 +109,8 @@ class TrainConfig:
     select: Literal["last", "best"] = "last"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     gradient_checkpointing: bool = False
-    per_sample: Literal["book-keeping", "two-backward", "one-by-one"] = "book-keeping"
+    per_sample: Literal["auto", "book-keeping", "two-backward", "one-by-one"] = "auto"
+    memory: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,6 +334,7 @@ def check_values(config: RunConfig) -> None:
         ("train.max_length", train.max_length, train.max_length is None or train.max_length >= 8, "at least 8 tokens"),
         ("train.checkpoint_every", train.checkpoint_every, train.checkpoint_every >= 1, "at least 1 step"),
         ("train.validate_every", every, every is None or every >= 1, "at least 1 step"),
+        ("train.memory", train.memory, train.memory is None or train.memory > 0, "GiB, above 0"),
         ("train.precision", train.precision, not half, "fp32 or bf16 on this model.device; fp16 needs CUDA"),
         ("method.rank", method.rank, method.rank >= 1, "at least 1"),
         ("method.alpha", method.alpha, method.alpha > 0, "above 0"),

@@ -68,7 +68,8 @@ train:
   select: last       # last or best (by validation loss)
   precision: fp32    # of matrix products: fp32, bf16, or fp16 (CUDA only); weights stay fp32
   gradient_checkpointing: false # true computes activations twice and keeps fewer: less memory, slower
-  per_sample: book-keeping # how private training gets norms: book-keeping, two-backward (less memory), one-by-one
+  per_sample: auto   # how private training gets norms: book-keeping, two-backward, one-by-one; auto: what fits
+  memory: null       # GiB that training may use, for auto and --dry-run; null: all that the device has
 
 dp: null             # differential privacy; {{epsilon: 8}} is enough. See docs/differential-privacy.md for its keys:
                      # epsilon or noise_multiplier, delta, unit (subject, record, cluster), relation,

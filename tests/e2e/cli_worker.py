@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ENVIRONMENT", "Death", "preload", "run_cli"]
+__all__ = ["ENVIRONMENT", "WITNESS", "Death", "preload", "run_cli"]
 
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -20,6 +20,9 @@ ENVIRONMENT = {
     "COLUMNS": "120",
     "PYTHONWARNINGS": "error",
 }
+
+WITNESS = "witness"
+"""A file that, where it is there, gets a line for every part of a private step that has seen records."""
 
 Death = tuple[str, int]
 """Where a process dies: a point of `_points`, and at which passage of it, from 1."""
@@ -42,12 +45,26 @@ def run_cli(arguments: Sequence[str], folder: Path, death: Death | None) -> None
     os.chdir(folder)
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    if Path(WITNESS).exists():
+        _witness()
     if death is not None:
         _points()[death[0]](_countdown(death[1]))
     from sordino.cli import main
 
     sys.argv = ["sordino", *arguments]
     main(arguments)
+
+
+def _witness() -> None:
+    from sordino.dp.mechanism import Mechanism
+
+    original, file = Mechanism.clip, os.open(WITNESS, os.O_WRONLY | os.O_APPEND)
+
+    def patched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        os.write(file, f"{os.getpid()} {self._open}\n".encode())
+        return original(self, *args, **kwargs)
+
+    Mechanism.clip = patched  # type: ignore[method-assign]
 
 
 def _countdown(passages: int) -> Callable[[], None]:
@@ -65,7 +82,11 @@ def _countdown(passages: int) -> Callable[[], None]:
 def _points() -> dict[str, Callable[[Callable[[], None]], None]]:
     import torch
 
+    from sordino.dp.mechanism import Mechanism
+    from sordino.dp.sampling import PoissonSampler
+    from sordino.ledger import Journal
     from sordino.train import checkpoint, loop
+    from sordino.train.promise import Promise
 
     def before(owner: Any, name: str) -> Callable[[Callable[[], None]], None]:
         def arm(passed: Callable[[], None]) -> None:
@@ -107,4 +128,9 @@ def _points() -> dict[str, Callable[[Callable[[], None]], None]]:
         "in a half-written checkpoint": half_written,
         "before a folder is renamed": before(Path, "rename"),
         "before data is flushed": before(os, "fsync"),
+        "before a step is in the journal": before(Journal, "start"),
+        "before units are sampled": before(PoissonSampler, "batch"),
+        "before gradients are clipped": before(Mechanism, "clip"),
+        "before noise is added": before(Mechanism, "release"),
+        "before the promise ends": before(Promise, "keep"),
     }

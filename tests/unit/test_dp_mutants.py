@@ -10,8 +10,10 @@ import torch
 from sordino.config import DPConfig
 from sordino.dp.engine import Clipper
 from sordino.dp.mechanism import Mechanism
+from sordino.dp.plan import DPPlan
 from sordino.dp.selfaudit import self_audit
 from sordino.errors import DPError
+from sordino.ledger import Journal
 
 SETTINGS = DPConfig(noise_multiplier=1.0, clip_norm=0.7)
 
@@ -252,3 +254,17 @@ def test_one_order_for_all_epochs_is_caught():
 def test_a_broken_mechanism_is_caught(mutant):
     with pytest.raises(DPError, match=MUTANTS[mutant]):
         self_audit(SETTINGS, build=mutant)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_several_ranks_are_refused(tmp_path, monkeypatch, ranks):
+    # Each would add noise of its own, and sample its own units.
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: ranks)
+    plan = DPPlan(settings=SETTINGS, units=9, batch=3, steps=2, delta=1e-3, noise_multiplier=1.0)
+    arguments = plan, torch.nn.Linear(2, 2), b"0" * 32, Journal(tmp_path / "steps")
+    if ranks == 1:
+        assert len(Mechanism(*arguments).sample(0)) <= plan.cap
+        return
+    with pytest.raises(DPError, match="one of 2 ranks"):
+        Mechanism(*arguments)

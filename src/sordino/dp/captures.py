@@ -52,8 +52,7 @@ class Grams:
     def of(self, x: Tensor) -> Tensor:
         """The products x xᵀ (units, S, S) of `x` (units, S, d), in float32 or more."""
         for known, version, gram in self.recent:
-            same = (known.data_ptr(), known.shape, known.dtype) == (x.data_ptr(), x.shape, x.dtype)
-            if same and known.stride() == x.stride() and version == x._version:
+            if _place(known) == _place(x) and version == x._version:
                 return gram
         gram = _product(x, x.transpose(1, 2))
         # The input is held as long as its products: its address is not given to another meanwhile.
@@ -170,6 +169,11 @@ def _formed(capture: Outer | Rows) -> Dense:
     values = _exact(capture.values)
     table = values.new_zeros(len(values), capture.count, values.shape[2])
     return Dense(table.scatter_add_(1, capture.ids[:, :, None].expand_as(values), values))
+
+
+def _place(x: Tensor) -> tuple[object, ...]:
+    # Not its address, which tensors without storage of their own do not have: see train.per_sample.
+    return x.untyped_storage()._cdata, x.storage_offset(), x.shape, x.stride(), x.dtype
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -27,6 +27,15 @@ def _key(secret: bytes, purpose: str) -> bytes:
     return hashlib.blake2b(purpose.encode(), key=secret, digest_size=32).digest()
 
 
+def _refuse_ranks() -> None:
+    # Each of several ranks would sample on its own and add noise of its own: another mechanism than the plan's.
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        ranks = torch.distributed.get_world_size()
+        if ranks > 1:
+            message = f"This process is one of {ranks} ranks, and the mechanism is one of a single process."
+            raise DPError(message, "Train in one process; train.accumulation makes room for large batches.")
+
+
 class Mechanism:
     """The sampler, clipper and noise of `plan` on `module`; `journal` hears of every step before it is taken.
 
@@ -38,6 +47,7 @@ class Mechanism:
     def __init__(
         self, plan: DPPlan, module: nn.Module, secret: bytes, journal: Journal, *, mode: Mode = "book-keeping"
     ) -> None:
+        _refuse_ranks()
         self.plan, self.journal = plan, journal
         settings = plan.settings
         kind = "flat" if settings.clipping == "adaptive" else settings.clipping

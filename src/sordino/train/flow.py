@@ -184,6 +184,7 @@ def train_run(run: Run, *, say: Say = _SILENT, monitor: Monitor = lambda progres
     from sordino.model import attach, load, pick_device, save, tokenizer_digest, weights_digest
     from sordino.train.loop import train
     from sordino.train.objective import check_precision
+    from sordino.train.per_sample import at_once, choose
     from sordino.train.private import PrivateSteps
     from sordino.train.promise import Promise, members_of, plan_for
 
@@ -226,19 +227,21 @@ def train_run(run: Run, *, say: Say = _SILENT, monitor: Monitor = lambda progres
         )
         run.write_card(card)
         say(f"{counts['trainable']:,} of {counts['parameters']:,} parameters are tuned on {len(training):,} sequences")
-        tokens, promise = (training, validation), None
+        tokens, promise, way = (training, validation), None, None
         if config.dp is None:
             progress = train(run, model, tokens, config.train, seed=config.seed, monitor=monitor)
         else:
             members = members_of(examples, owners, config.dp.unit)
             promise = Promise.of(run, card, plan_for(config, len(members)))
             say(promise.plan.sentence())
-            with promise.mechanism(model.module, config) as mechanism:
+            way = choose(config, at_once(promise.plan, members, training, config.train.accumulation), model.classes)
+            say(f"per-sample gradients: {way}")
+            with promise.mechanism(model.module, way.mode) as mechanism:
                 private = PrivateSteps(model, training, members, mechanism)
                 progress = train(run, model, tokens, config.train, seed=config.seed, monitor=monitor, private=private)
         with write_folder(run.weights) as folder:
             save(model, folder)
-        kept = promise.keep(progress.clip_norm) if promise else {}
+        kept = {**promise.keep(progress.clip_norm), "per-sample gradients": str(way)} if promise else {}
         run.write_card(_finished(card, progress, kept, weights_digest(run.weights)))
         run.event("trained", step=progress.step, tokens=progress.tokens, seconds=round(progress.seconds, 3))
     return run
@@ -280,6 +283,7 @@ def plan_of(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
 
     from sordino.model import count_parameters, load_tokenizer
     from sordino.train.memory import plan_memory
+    from sordino.train.per_sample import at_once, private_rows
     from sordino.train.promise import earlier, members_of, plan_for, together
 
     tokenizer = load_tokenizer(config.model)
@@ -289,12 +293,16 @@ def plan_of(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
     examples = prepared.split.training
     tokens, owners, notices = _training_tokens(examples, serializer)
     steps = math.ceil(len(tokens) / config.train.batch_size) * config.train.epochs
+    longest = max((len(t) for t in tokens), default=0)
     promised: dict[str, Any] = {}
-    if config.dp is not None:
-        plan = plan_for(config, len(members_of(examples, owners, config.dp.unit)))
+    if config.dp is None:
+        memory = plan_memory(config, len(tokens), longest, classes)
+    else:
+        members = members_of(examples, owners, config.dp.unit)
+        plan = plan_for(config, len(members))
         before = together(earlier(Path(config.out), prepared.fingerprint), plan)
         steps, promised = plan.steps, {**plan.described(), **before, "curve": plan.curve()}
-    longest = max((len(t) for t in tokens), default=0)
+        memory = private_rows(config, at_once(plan, members, tokens, config.train.accumulation), classes)
     return {
         **prepared.counts,
         "unit": unit_words(prepared.unit_kind),
@@ -307,5 +315,5 @@ def plan_of(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
         **promised,
         "parameters": shape["parameters"],
         "trainable": shape["trainable"],
-        **plan_memory(config, len(tokens), longest, classes),
+        **memory,
     }

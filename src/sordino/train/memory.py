@@ -20,7 +20,18 @@ from sordino.config import RunConfig, TrainConfig
 from sordino.model import pick_device, weightless
 from sordino.train.objective import autocast, check_precision, recomputed
 
-__all__ = ["Memory", "advice", "capacity", "estimate", "plan_memory"]
+__all__ = [
+    "Memory",
+    "advice",
+    "budget",
+    "by_formula",
+    "capacity",
+    "estimate",
+    "memory_rows",
+    "plan_memory",
+    "shape_of",
+    "silent",
+]
 
 _CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -41,7 +52,7 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
-def _shape_of(config: RunConfig, classes: Classes | None) -> tuple[Any, Any, int]:
+def shape_of(config: RunConfig, classes: Classes | None) -> tuple[Any, Any, int]:
     """The model of `config` on the meta device, ready to be tuned, its settings, and how many logits a target has."""
     module = weightless(config.model, config.method, classes).module.train()
     settings = module.config.get_text_config()
@@ -58,13 +69,13 @@ def estimate(config: RunConfig, records: int, length: int, classes: Classes | No
     Weights, gradients and the two moments of AdamW are exact, all float32. Activations are what autograd
     keeps, with the loss; in training with `gradient_checkpointing`, the inputs of the layers and one layer.
     """
-    module, settings, width = _shape_of(config, classes)
+    module, settings, width = shape_of(config, classes)
     parameters = list(module.parameters())
     tuned = sum(4 * p.numel() for p in parameters if p.requires_grad)
     try:
         kept, again, traced = *_traced(module, settings, config.train, (records, length)), True
     except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError):
-        kept, again, traced = *_formula(settings, config.train, (records, length)), False
+        kept, again, traced = *by_formula(settings, config.train, (records, length)), False
     # The loss: log-probabilities are kept, and their gradient and that of the logits are made from them. All
     # three are gone before the first layer is computed again.
     logits = 4 * records * (length if classes is None else 1) * width
@@ -97,7 +108,7 @@ def _kept(module: Any, precision: str, shape: tuple[int, int], *, on: bool) -> i
         return tensor
 
     named = [*module.named_parameters(), *module.named_buffers()]
-    with _silent(), FakeTensorMode(allow_non_fake_inputs=True):
+    with silent(), FakeTensorMode(allow_non_fake_inputs=True):
         state = {n: torch.empty(t.shape, dtype=t.dtype, requires_grad=t.requires_grad) for n, t in named}
         known = {t.untyped_storage()._cdata for t in state.values()}
         ids = torch.zeros(shape, dtype=torch.long)
@@ -110,7 +121,8 @@ def _kept(module: Any, precision: str, shape: tuple[int, int], *, on: bool) -> i
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
+    """Torch says nothing of what cannot be traced."""
     # What cannot be traced is logged as an error by torch, and answered here by a formula.
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     before = logger.level
@@ -121,7 +133,7 @@ def _silent() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _formula(settings: Any, train: TrainConfig, shape: tuple[int, int]) -> tuple[int, int]:
+def by_formula(settings: Any, train: TrainConfig, shape: tuple[int, int]) -> tuple[int, int]:
     """The same of a plain transformer (Korthikanti et al. 2022, equation 1, attention not materialised)."""
     records, length = shape
     layers, width = settings.num_hidden_layers, settings.hidden_size
@@ -140,6 +152,12 @@ def capacity(device: torch.device) -> int:
     has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limits = [text for path in _CGROUPS if (text := _read(path)).isdigit()]
     return min(has, *map(int, limits)) if limits else has
+
+
+def budget(config: RunConfig, device: torch.device) -> int:
+    """The bytes that training may use: those of `device`, or fewer where `train.memory` says so."""
+    has, allowed = capacity(device), config.train.memory
+    return has if allowed is None else min(has, round(allowed * 2**30))
 
 
 def _read(path: str) -> str:
@@ -174,7 +192,15 @@ def plan_memory(config: RunConfig, sequences: int, length: int, classes: Classes
     sequences, length = max(1, sequences), max(1, length)
     at_once = -(-min(config.train.batch_size, sequences) // config.train.accumulation)
     found = estimate(config, at_once, length, classes)
-    has = capacity(device)
+    has = budget(config, device)
+    rows = memory_rows(found, device, has)
+    if found.total > has:
+        rows["advice"] = advice(config, has, sequences, length, classes)
+    return rows
+
+
+def memory_rows(found: Memory, device: torch.device, has: int) -> dict[str, Any]:
+    """Bytes by use, the `has` bytes that there are, and whether they suffice."""
     rows: dict[str, Any] = {
         "bytes of weights": found.weights,
         "bytes of gradients": found.gradients,
@@ -186,6 +212,4 @@ def plan_memory(config: RunConfig, sequences: int, length: int, classes: Classes
     }
     if not found.traced:
         rows["activations"] = "by a formula: this architecture cannot be traced"
-    if found.total > has:
-        rows["advice"] = advice(config, has, sequences, length, classes)
     return rows

@@ -70,7 +70,7 @@ class PrivateSteps:
         chosen = {u: [self.members[u][i] for i in self.mechanism.rows(step, u, len(self.members[u]))] for u in units}
         order = sorted(units, key=lambda u: (len(chosen[u]), max(len(self.training[i]) for i in chosen[u])))
         # One by one, a unit whose gradient is no number would take those of its part along.
-        alone = config.per_sample == "one-by-one"
+        alone = self.mechanism.clipper.mode == "one-by-one"
         size = 1 if alone else math.ceil(self.mechanism.plan.batch / config.accumulation)
         total, targets = 0.0, 0
         for start in range(0, len(order), size):

@@ -14,6 +14,7 @@ import msgspec
 
 from sordino.config import RunConfig
 from sordino.dp.accounting import composed, decode_event, repeated, spend
+from sordino.dp.engine import Mode
 from sordino.dp.mechanism import Mechanism
 from sordino.dp.plan import DPPlan, steps_of
 from sordino.errors import RunError
@@ -87,10 +88,10 @@ class Promise:
         return cls(run, plan, entry)
 
     @contextmanager
-    def mechanism(self, module: Any, config: RunConfig) -> Iterator[Mechanism]:
-        """The mechanism on `module`, taking up where the journal says it was left."""
+    def mechanism(self, module: Any, mode: Mode) -> Iterator[Mechanism]:
+        """The mechanism on `module`, taking up where the journal says it was left, perhaps in another `mode`."""
         with closing(Journal(self._journal)) as journal:
-            yield Mechanism(self.plan, module, self._secret(), journal, mode=config.train.per_sample)
+            yield Mechanism(self.plan, module, self._secret(), journal, mode=mode)
 
     def _secret(self) -> bytes:
         seed, path = self.plan.settings.seed, self.run.private / _SECRET
