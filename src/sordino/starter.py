@@ -69,6 +69,9 @@ train:
   precision: fp32    # of matrix products: fp32, bf16, or fp16 (CUDA only); weights stay fp32
   gradient_checkpointing: false # true computes activations twice and keeps fewer: less memory, slower
   per_sample: book-keeping # how private training gets norms: book-keeping, two-backward (less memory), one-by-one
+  goldfish: 0        # k: leave 1 in k tokens out of the loss, always the same ones; 0: none
+  dropout: null      # probability of all dropout the model has, while tuning; null: as the model came
+  stop_loss: null    # end at the first validation loss (nats) that is no higher
 
 dp: null             # differential privacy; {{epsilon: 8}} is enough. See docs/differential-privacy.md for its keys:
                      # epsilon or noise_multiplier, delta, unit (subject, record, cluster), relation, clip_norm,

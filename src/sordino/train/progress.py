@@ -11,7 +11,8 @@ class Progress:
     """How far training has come: `step` optimizer steps and the bytes of the loss log that go with them.
 
     `skipped` of the steps changed nothing, because a float16 gradient overflowed and its scale was lowered.
-    `validation` is the loss on validation records, `accuracy` a classifier's share of right classes there.
+    `validation` is the loss on validation records, `accuracy` a classifier's share of right classes there;
+    `stopped` says that it reached `train.stop_loss`, and training ended there.
     """
 
     step: int = 0
@@ -25,6 +26,7 @@ class Progress:
     log_bytes: int = 0
     threads: int = 0
     skipped: int = 0
+    stopped: bool = False
 
 
 Monitor = Callable[[Progress, int], None]
