@@ -17,22 +17,21 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from page import NOT_RUN, figure, keep, write
+from page import NOT_RUN, keep, write
 from picture import tradeoff
+from privacy_rows import ATTACKS, ROWS, Result
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("SORDINO_DATA", ROOT.parent / "shared"))
 MODEL = "models/stories260k"
 MARKS = ("<!-- figures: made by benchmarks/privacy.py -->", "<!-- end of figures -->")
 PICTURE = "privacy.svg"  # in the folder of the page
-# One pass over the records serves them all; the report names what was left out.
-ATTACKS = ("loss", "reference", "min_k", "min_k_plus_plus")
 
 SETS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "tofu": ("data/tofu/full.json", ("--data.text", "answer")),
@@ -60,7 +59,7 @@ METHOD: Mapping[str, tuple[str, ...]] = {
 # Learning rates with DP-SGD and without it. Tuned on seed 100.
 RATES: Mapping[str, tuple[str, str]] = {
     "full": ("5e-3", "4e-3"),
-    "lora": ("2e-2", "1e-2"),
+    "lora": ("7e-3", "4e-3"),
     "prefix": ("5e-2", "5e-2"),
     "bitfit": ("2e-2", "2e-2"),
 }
@@ -109,7 +108,8 @@ class Cell:
     @property
     def name(self) -> str:
         """A name that changes with the settings, so that no result of others is taken for its own."""
-        digest = hashlib.blake2b(json.dumps(self.keys).encode(), digest_size=3).hexdigest()
+        matched = [self.model_of_use.name] if self.model_of_use else []
+        digest = hashlib.blake2b(json.dumps([*self.keys, *matched]).encode(), digest_size=3).hexdigest()
         return f"{self.data}-{self.method}-{self.guard}-{self.seed}-{digest}"
 
     @property
@@ -225,57 +225,13 @@ def _share_signals(opened: Any, out: Path, cell: Cell) -> None:
         link.symlink_to(shared, target_is_directory=True)
 
 
-Result = Mapping[str, Any]
-Row = tuple[str, Callable[[Result], str]]
-
-
-def metric(name: str) -> Callable[[Result], str]:
-    """The figure `name` of a result."""
-    return lambda result: figure(result["metrics"].get(name))
-
-
-def exposure(result: Result, side: str, level: int) -> str:
-    """The mean exposure, in bits, of canaries that stood `level` times in the data, or would have."""
-    found = [c[side] for c in result["canaries"] if c["repetitions"] == level]
-    return figure(found[0]) if found else "none planted"
-
-
-def claim(result: Result) -> str:
-    """The ε of the run's own ledger."""
-    private = result["privacy"]
-    return f"{private['epsilon']:.3g}, δ = {private['delta']:.1g}" if private else "∞"
-
-
-def seconds(result: Result) -> str:
-    """CPU seconds of training."""
-    value = result["cpu_seconds"]["training"]
-    return "resumed" if value is None else f"{value:.0f}"
-
-
-def pace(result: Result) -> str:
-    """CPU time a target token, in microseconds."""
-    value = result["cpu_seconds"]["token"]
-    return "resumed" if value is None else f"{1e6 * value:.0f}"
-
-
-ROWS: tuple[Row, ...] = (
-    ("perplexity, validation", metric("utility.perplexity")),
-    ("… before tuning", metric("utility.base_perplexity")),
-    ("AUC, strongest attack", metric("membership.auc")),
-    *((f"AUC, `{name}`", metric(f"membership.{name}.auc")) for name in ATTACKS),
-    ("TPR at 10 % FPR, strongest", metric("membership.tpr@0.1fpr")),
-    ("TPR at 2 % FPR, strongest", metric("membership.tpr@0.02fpr")),
-    ("ε claimed", claim),
-    ("ε̂, lower bound from the audit", lambda r: f"{r['metrics']['epsilon.lower']['value']:.2f}"),
-    ("prefix extraction, members", metric("extraction.prefix.rate")),
-    ("… non-members", metric("extraction.prefix.non-members")),
-    ("canary exposure at 16×, bits of 10", lambda r: exposure(r, "included", 16)),
-    ("… left out", lambda r: exposure(r, "left_out", 16)),
-    ("verdict", lambda r: str(r["verdict"])),
-    ("steps", lambda r: str(r["training"]["step"])),
-    ("CPU seconds, training", seconds),
-    ("CPU µs a target token, training", pace),
-)
+def slower(found: Mapping[Cell, Result], cell: Cell) -> str:
+    """CPU time a target token as a multiple of that without privacy or defence."""
+    plain = Cell(data=cell.data, method=cell.method, guard="inf", seed=cell.seed)
+    if cell not in found or plain not in found:
+        return NOT_RUN
+    own, other = (found[c]["cpu_seconds"]["token"] for c in (cell, plain))
+    return "resumed" if own is None or other is None else f"{own / other:.2f}"
 
 
 def found_in(out: Path, seeds: Sequence[int]) -> dict[Cell, Result]:
@@ -293,7 +249,8 @@ def table(data: str, method: str, seeds: Sequence[int], found: Mapping[Cell, Res
     for label, show in ROWS:
         fields = ["<br>".join(show(found[c]) if c in found else NOT_RUN for c in cells[g]) for g in guards]
         lines.append(f"| {label} | {' | '.join(fields)} |")
-    return [*lines, ""]
+    ratios = ["<br>".join(slower(found, c) for c in cells[g]) for g in guards]
+    return [*lines, f"| … as a multiple of ε = ∞ | {' | '.join(ratios)} |", ""]
 
 
 def tables(out: Path, seeds: Sequence[int]) -> str:
