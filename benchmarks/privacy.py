@@ -60,8 +60,8 @@ METHOD: Mapping[str, tuple[str, ...]] = {
 RATES: Mapping[str, tuple[str, str]] = {
     "full": ("5e-3", "4e-3"),
     "lora": ("7e-3", "4e-3"),
-    "prefix": ("5e-2", "5e-2"),
-    "bitfit": ("2e-2", "2e-2"),
+    "prefix": ("2e-1", "5e-2"),
+    "bitfit": ("4e-2", "2e-2"),
 }
 # Expected batch and epochs with DP-SGD; batch and epochs without it.
 SIZES: Mapping[str, tuple[tuple[int, int], tuple[int, int]]] = {
