@@ -46,7 +46,7 @@ TITLES = {
 COMMON = (
     "--split.candidates", "0.9", "--split.validation", "0.1", "--train.max_length", "64",
     "--train.checkpoint_every", "100", "--audit.fpr", "[0.1, 0.02]",
-    "--audit.prefix_tokens", "24", "--audit.suffix_tokens", "24",
+    "--audit.prefix_tokens", "24", "--audit.suffix_tokens", "12",
     "--canaries.levels", "[1, 16]", "--canaries.per_level", "10", "--canaries.digits", "3",
     "--canaries.templates", '["The code of {name} is {secret}."]',
 )  # fmt: skip
