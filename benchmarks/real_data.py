@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from page import NOT_RUN, figure, keep, write
 
 from sordino import stats
 from sordino.records.store import load
@@ -32,7 +33,6 @@ ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("SORDINO_DATA", ROOT.parent / "shared"))
 MODEL = "models/stories260k"
 START, END = "<!-- figures: made by benchmarks/real_data.py -->", "<!-- end of figures -->"
-NOT_RUN = "not run"
 
 # What every run of a data set is given beside the defaults of `sordino init`.
 SETS: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -141,8 +141,7 @@ def run(cell: Cell, out: Path) -> None:
     kept["control"] = {a["name"]: a["control"] for a in report["attempts"]}
     cpu = {"training": round(training, 1), "audit": round(auditing, 1)}
     result = {"cell": asdict(cell), "keys": cell.keys, "cpu_seconds": cpu, **kept}
-    path.with_suffix(".part").write_text(json.dumps(result, indent=1) + "\n")
-    path.with_suffix(".part").replace(path)
+    keep(path, result)
     print(f"done: {cell.name}", file=sys.stderr)
 
 
@@ -161,15 +160,6 @@ def by_unit(folder: Path) -> dict[str, Any]:
     inside = np.bincount(group, member) > 0
     means = {name: np.bincount(group, row) / sizes for name, row in kept["scores"].items()}
     return {name: asdict(stats.delong(row, inside, scale="logit")) for name, row in means.items()}
-
-
-def figure(estimate: Mapping[str, Any] | None) -> str:
-    """An estimate as it stands in a table."""
-    if estimate is None:
-        return "none set apart"
-    if estimate["value"] is None:
-        return f"needs {estimate['needs']}, n = {estimate['n']}" if estimate["needs"] else "not resolvable"
-    return f"{estimate['value']:.3g} [{estimate['low']:.3g}, {estimate['high']:.3g}]"
 
 
 def exposure(result: Mapping[str, Any], level: int) -> str:
@@ -259,15 +249,6 @@ def tables(out: Path, seeds: Sequence[int]) -> str:
     return "\n".join(lines)
 
 
-def write(page: Path, text: str) -> None:
-    """Put `text` between the marks in `page`."""
-    before, start, tail = page.read_text().partition(START)
-    _, end, after = tail.partition(END)
-    if not (start and end):
-        raise SystemExit(f"{page} lacks the lines {START} and {END}")
-    page.write_text(f"{before}{START}\n\n{text}\n{END}{after}")
-
-
 def main() -> None:
     """Run what is missing, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -288,7 +269,7 @@ def main() -> None:
     text = tables(options.out, options.seeds)
     print(text)
     if options.write:
-        write(options.write, text)
+        write(options.write, text, (START, END))
 
 
 if __name__ == "__main__":

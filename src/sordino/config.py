@@ -92,6 +92,10 @@ class TrainConfig:
     activations twice to keep fewer of them. `per_sample` is the way in which private training gets
     the gradient norm of each unit, which changes speed and memory and nothing else; `auto` takes the
     fastest that fits into the device, or into `memory` GiB where that is less.
+
+    Against memorisation: `goldfish` k leaves 1 in k targets out of the loss, always the same (0: none);
+    `dropout` is the probability of all dropout of the model (None: as it came); `stop_loss` ends training
+    at the first validation loss that is no higher.
     """
 
     epochs: int = 3
@@ -111,6 +115,9 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     per_sample: Literal["auto", "book-keeping", "two-backward", "one-by-one"] = "auto"
     memory: float | None = None
+    goldfish: int = 0
+    dropout: float | None = None
+    stop_loss: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,6 +280,9 @@ def _check_task(config: RunConfig) -> None:
     if config.train.too_long == "split":
         hint = "Use truncate or refuse."
         raise ConfigError("train.too_long is 'split': the pieces of a text have no class of their own.", hint)
+    if config.train.goldfish:
+        message = f"train.goldfish is {config.train.goldfish}: it leaves out tokens, and a classifier learns none."
+        raise ConfigError(message, "Leave it out; train.dropout and train.stop_loss work for classifiers too.")
 
 
 def check_target(dp: DPConfig) -> None:
@@ -301,6 +311,9 @@ def _check_private(config: RunConfig) -> None:
     if train.select == "best":
         message = "train.select is 'best': which step is best would be read off private losses, unaccounted."
         raise ConfigError(message, "Use select: last under differential privacy.")
+    if train.stop_loss is not None:
+        message = f"train.stop_loss is {train.stop_loss:g}: when to stop would be read off private losses, unaccounted."
+        raise ConfigError(message, "Fix train.epochs under differential privacy.")
     if train.precision == "fp16":
         message = "train.precision is fp16: loss scaling and per-unit clipping do not go together."
         raise ConfigError(message, "Use bf16 or fp32.")
@@ -310,6 +323,9 @@ def check_values(config: RunConfig) -> None:
     """Raise `ConfigError` for a value out of its range."""
     _check_task(config)
     _check_private(config)
+    if config.train.stop_loss is not None and not config.split.validation:
+        message = "train.stop_loss is set, and split.validation is 0: there is no validation loss."
+        raise ConfigError(message, "Give split.validation a share of the units, 0.1 for example.")
     if config.train.gradient_checkpointing and config.method.kind == "prefix":
         # A prefix is keys and values of the past, which checkpointed layers compute anew without.
         message = "train.gradient_checkpointing is true, and method.kind is prefix: the two do not go together."
@@ -335,6 +351,9 @@ def check_values(config: RunConfig) -> None:
         ("train.checkpoint_every", train.checkpoint_every, train.checkpoint_every >= 1, "at least 1 step"),
         ("train.validate_every", every, every is None or every >= 1, "at least 1 step"),
         ("train.memory", train.memory, train.memory is None or train.memory > 0, "GiB, above 0"),
+        ("train.goldfish", train.goldfish, train.goldfish == 0 or train.goldfish >= 2, "0 (none), or 2 and more"),
+        ("train.dropout", train.dropout, train.dropout is None or 0 <= train.dropout < 1, "0 to below 1"),
+        ("train.stop_loss", train.stop_loss, train.stop_loss is None or train.stop_loss > 0, "above 0, in nats"),
         ("train.precision", train.precision, not half, "fp32 or bf16 on this model.device; fp16 needs CUDA"),
         ("method.rank", method.rank, method.rank >= 1, "at least 1"),
         ("method.alpha", method.alpha, method.alpha > 0, "above 0"),

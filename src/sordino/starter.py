@@ -70,6 +70,9 @@ train:
   gradient_checkpointing: false # true computes activations twice and keeps fewer: less memory, slower
   per_sample: auto   # how private training gets norms: book-keeping, two-backward, one-by-one; auto: what fits
   memory: null       # GiB that training may use, for auto and --dry-run; null: all that the device has
+  goldfish: 0        # k: leave 1 in k tokens out of the loss, always the same ones; 0: none
+  dropout: null      # probability of all dropout the model has, while tuning; null: as the model came
+  stop_loss: null    # end at the first validation loss (nats) that is no higher
 
 dp: null             # differential privacy; {{epsilon: 8}} is enough. See docs/differential-privacy.md for its keys:
                      # epsilon or noise_multiplier, delta, unit (subject, record, cluster), relation,

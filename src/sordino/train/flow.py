@@ -24,6 +24,7 @@ from sordino.records.store import save as save_split
 from sordino.results import Notice, RunCard, encode
 from sordino.run import Run, write_folder
 from sordino.serialize import Serializer, Tokens, encode_all
+from sordino.train.goldfish import goldfish
 from sordino.train.progress import Monitor, Progress
 
 if TYPE_CHECKING:
@@ -154,9 +155,9 @@ def _environment() -> dict[str, str]:
 
 
 def _training_tokens(
-    examples: Sequence[Example], serializer: Serializer
+    examples: Sequence[Example], serializer: Serializer, k: int = 0
 ) -> tuple[list[Tokens], list[int], list[Notice]]:
-    """The sequences to train on, whose example each is of, and what was noticed."""
+    """The sequences to train on (k > 0: by the goldfish loss), whose example each is of, and what was noticed."""
     repetitions: list[int] = []
 
     def records() -> Iterator[Record]:
@@ -165,6 +166,9 @@ def _training_tokens(
             yield example.record
 
     encoded, notices = encode_all(records(), serializer, texts=False)
+    if k:
+        encoded, more = goldfish(encoded, k)
+        notices += more
     found = [
         (piece, owner)
         for owner, (times, whole) in enumerate(zip(repetitions, encoded, strict=True))
@@ -182,6 +186,7 @@ def train_run(run: Run, *, say: Say = _SILENT, monitor: Monitor = lambda progres
     training cannot go on; the last checkpoint then stays.
     """
     from sordino.model import attach, load, pick_device, save, tokenizer_digest, weights_digest
+    from sordino.train.dropout import with_dropout
     from sordino.train.loop import train
     from sordino.train.objective import check_precision
     from sordino.train.per_sample import at_once, choose
@@ -203,10 +208,12 @@ def train_run(run: Run, *, say: Say = _SILENT, monitor: Monitor = lambda progres
         base_digest = base.digest()
         _same_base(card, base_digest)
         placed = load_split(run.records)
+        notices = with_dropout(base.module, config.train.dropout) if config.train.dropout is not None else []
         model = attach(base, config.method, config.seed)
         serializer = serializer_for(config, base.tokenizer, model.context, labels)
         examples = placed.training
-        training, owners, notices = _training_tokens(examples, serializer)
+        training, owners, found = _training_tokens(examples, serializer, config.train.goldfish)
+        notices += found
         validation, _, more = _training_tokens(placed.validation, serializer)
         for notice in [*notices, *more]:
             say(notice.message)
@@ -223,13 +230,15 @@ def train_run(run: Run, *, say: Say = _SILENT, monitor: Monitor = lambda progres
                 "max_length": serializer.max_length,
                 **counts,
             },
-            notices=(*(n for n in card.notices if n.kind not in _TOKEN_NOTICES), *notices),
+            notices=(*(n for n in card.notices if n.kind not in {*_TOKEN_NOTICES, "dropout"}), *notices),
         )
         run.write_card(card)
         say(f"{counts['trainable']:,} of {counts['parameters']:,} parameters are tuned on {len(training):,} sequences")
         tokens, promise, way = (training, validation), None, None
         if config.dp is None:
             progress = train(run, model, tokens, config.train, seed=config.seed, monitor=monitor)
+            if config.train.stop_loss is not None:
+                say(_stopping(progress, config.train.stop_loss))
         else:
             members = members_of(examples, owners, config.dp.unit)
             promise = Promise.of(run, card, plan_for(config, len(members)))
@@ -251,6 +260,7 @@ def _finished(card: RunCard, progress: Progress, privacy: dict[str, Any], weight
     # The loss on training data is no part of what differential privacy lets out.
     unsaid = {"log_bytes", "clip_norm"} | ({"loss"} if privacy else set())
     unsaid |= set() if card.data.get("labels") else {"accuracy"}
+    unsaid |= {"stopped"} if card.config["train"].get("stop_loss") is None else set()
     return dataclasses.replace(
         card,
         status="trained",
@@ -260,7 +270,17 @@ def _finished(card: RunCard, progress: Progress, privacy: dict[str, Any], weight
     )
 
 
-_TOKEN_NOTICES = {"truncated": "truncated", "split": "split", "no-target": "with nothing to predict"}
+def _stopping(progress: Progress, target: float) -> str:
+    if progress.stopped:
+        return f"stopped at step {progress.step:,}: the validation loss, {progress.validation:.4g}, is low enough"
+    best = "not measured" if progress.best is None else f"{progress.best:.4g} at best"
+    return f"the validation loss never came down to train.stop_loss ({target:g}): {best}"
+
+
+_TOKEN_NOTICES = {
+    "truncated": "records truncated", "split": "records split", "no-target": "records with nothing to predict",
+    "goldfish": "targets left out",
+}  # fmt: skip
 
 
 def _same_base(card: RunCard, found: str) -> None:
@@ -291,7 +311,7 @@ def plan_of(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
     shape = count_parameters(config.model, config.method, classes)
     serializer = serializer_for(config, tokenizer, shape["context"], prepared.labels)
     examples = prepared.split.training
-    tokens, owners, notices = _training_tokens(examples, serializer)
+    tokens, owners, notices = _training_tokens(examples, serializer, config.train.goldfish)
     steps = math.ceil(len(tokens) / config.train.batch_size) * config.train.epochs
     longest = max((len(t) for t in tokens), default=0)
     promised: dict[str, Any] = {}
@@ -310,7 +330,7 @@ def plan_of(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
         "sequences": len(tokens),
         "tokens an epoch": sum(len(t) if prepared.labels else int(t.target.sum()) for t in tokens),
         "longest sequence": longest,
-        **{f"records {_TOKEN_NOTICES[notice.kind]}": notice.count for notice in notices},
+        **{_TOKEN_NOTICES[notice.kind]: notice.count for notice in notices},
         "steps": steps,
         **promised,
         "parameters": shape["parameters"],

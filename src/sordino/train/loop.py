@@ -243,7 +243,8 @@ class _Trainer:
         progress = replace(self.write_losses(progress, step=progress.step, validation=loss, **more), accuracy=accuracy)
         if math.isfinite(loss) and (progress.best is None or loss < progress.best):
             progress = replace(progress, best=loss, best_step=progress.step)
-        return replace(progress, validation=loss)
+        target = self.config.stop_loss
+        return replace(progress, validation=loss, stopped=target is not None and loss <= target)
 
 
 def train(  # noqa: PLR0913 - what is trained, on what, how, and under which promise
@@ -269,6 +270,9 @@ def train(  # noqa: PLR0913 - what is trained, on what, how, and under which pro
         raise TrainingError(
             message, "Raise train.max_length: prompts may fill it, and only completions are trained on."
         )
+    if config.stop_loss is not None and not tokens[1]:
+        message = f"train.stop_loss is {config.stop_loss:g}, and no validation record has a token to predict."
+        raise TrainingError(message, "Raise split.validation or train.max_length, or leave train.stop_loss out.")
     torch.manual_seed(seed)
     trainer = _Trainer(run, model, *tokens, config, seed, private)
     progress = trainer.resume()
@@ -279,7 +283,7 @@ def train(  # noqa: PLR0913 - what is trained, on what, how, and under which pro
             private.check(trainer.objective)
             private.resume(progress.clip_norm)
         started = time.monotonic() - progress.seconds
-        for number, indices in trainer.batches(progress.step):
+        for number, indices in trainer.batches(progress.step) if not progress.stopped else ():
             loss, read, skipped = trainer.step(number, indices)
             spent, done = time.monotonic() - started, progress.tokens + read
             progress = replace(progress, step=number + 1, loss=loss, tokens=done, seconds=spent)
@@ -289,10 +293,13 @@ def train(  # noqa: PLR0913 - what is trained, on what, how, and under which pro
             last = progress.step == trainer.steps
             if progress.step % every == 0 or last:
                 progress = trainer.validate(progress)
+            last = last or progress.stopped
             monitor(progress, trainer.steps)
             trainer.tell(progress, last=last)
             if progress.step % config.checkpoint_every == 0 or progress.best_step == progress.step or last:
                 trainer.checkpoint(progress)
+            if progress.stopped:
+                break
     if config.select == "best" and (run.checkpoints / "best").exists():
         load_checkpoint(run.checkpoints / "best", model.module, trainer.optimizer)
     return progress

@@ -18,6 +18,7 @@ from torch import Tensor
 from sordino.classifier import Classes
 from sordino.config import RunConfig, TrainConfig
 from sordino.model import pick_device, weightless
+from sordino.train.dropout import set_dropout
 from sordino.train.objective import autocast, check_precision, recomputed
 
 __all__ = [
@@ -55,6 +56,8 @@ class Memory:
 def shape_of(config: RunConfig, classes: Classes | None) -> tuple[Any, Any, int]:
     """The model of `config` on the meta device, ready to be tuned, its settings, and how many logits a target has."""
     module = weightless(config.model, config.method, classes).module.train()
+    if config.train.dropout is not None:
+        set_dropout(module, config.train.dropout)
     settings = module.config.get_text_config()
     if classes is None:
         return module, settings, int(settings.vocab_size)

@@ -11,8 +11,9 @@ class Progress:
     """How far training has come: `step` optimizer steps and the bytes of the loss log that go with them.
 
     `skipped` of the steps changed nothing, because a float16 gradient overflowed and its scale was lowered.
-    `validation` is the loss on validation records, `accuracy` a classifier's share of right classes there.
+    `validation` is the loss on validation records, `accuracy` a classifier's share of right classes there;
     `clip_norm` is the norm that adaptive private clipping has come to: part of what a step goes on from.
+    `stopped` says that it reached `train.stop_loss`, and training ended there.
     """
 
     step: int = 0
@@ -27,6 +28,7 @@ class Progress:
     threads: int = 0
     skipped: int = 0
     clip_norm: float | None = None
+    stopped: bool = False
 
 
 Monitor = Callable[[Progress, int], None]
