@@ -14,7 +14,7 @@ from sordino.model import BUNDLED, Model, load, restore, save, weights_digest
 from sordino.report.card import Artefact, render_card
 from sordino.results import AuditReport, RunCard
 from sordino.run import Run, write_atomic, write_folder
-from sordino.train.flow import classes_of
+from sordino.train.reading import classes_of
 
 __all__ = ["export"]
 

@@ -15,7 +15,7 @@ from sordino.errors import ConfigError, ModelError
 from sordino.generate import Continuation, greedy
 from sordino.model import Model, attach, load, restore, save, weights_digest
 from sordino.records import DataConfig
-from sordino.train.flow import serializer_for
+from sordino.train.reading import serializer_for
 
 HEAD, BITFIT, ADAPTERS = (MethodConfig(kind=kind) for kind in ("head", "bitfit", "adapters"))
 PREFIX, PROMPT = (MethodConfig(kind=kind, virtual_tokens=6) for kind in ("prefix", "prompt"))

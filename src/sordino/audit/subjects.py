@@ -14,7 +14,7 @@ from sordino.evidence import digest
 from sordino.run import Run
 from sordino.serialize import Serializer, Tokens
 from sordino.signals import STATISTICS, Statistics
-from sordino.train.flow import classes_of, serializer_for
+from sordino.train.reading import classes_of, serializer_for
 
 __all__ = ["Subject", "Trained", "said"]
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -14,23 +14,24 @@ import msgspec
 import sordino
 from sordino.canaries import Canary, manifest, plant
 from sordino.config import RunConfig, recorded
-from sordino.errors import ConfigError, RunError
+from sordino.errors import RunError
 from sordino.evidence import digest
-from sordino.records import Example, Record, Split, read, split, unit_words
+from sordino.records import Example, Split, read, split, unit_words
 from sordino.records.labels import label_notices, labels_of
 from sordino.records.placed import tallied
 from sordino.records.store import load as load_split
 from sordino.records.store import save as save_split
 from sordino.results import Notice, RunCard, encode
 from sordino.run import Run, write_folder
-from sordino.serialize import Serializer, Tokens, encode_all
-from sordino.train.goldfish import goldfish
+from sordino.serialize import Tokens
 from sordino.train.progress import Monitor, Progress
+from sordino.train.reading import TOKEN_NOTICES, classes_of, serializer_for, training_tokens
 
 if TYPE_CHECKING:
-    from sordino.classifier import Classes
+    from sordino.model import Model
+    from sordino.train.promise import Promise
 
-__all__ = ["Prepared", "classes_of", "create", "fine_tune", "plan_of", "prepare", "serializer_for", "train_run"]
+__all__ = ["Prepared", "create", "fine_tune", "plan_of", "prepare", "train_run"]
 
 Say = Callable[[str], None]
 _NO_CANARIES = (
@@ -87,25 +88,6 @@ def prepare(config: RunConfig) -> Prepared:
     )
 
 
-def classes_of(config: RunConfig, labels: Sequence[str]) -> "Classes | None":
-    """What the model of a run decides between: `labels` for a classifier, nothing for a language model."""
-    from sordino.classifier import Classes
-
-    return None if config.task == "causal-lm" else Classes(labels=tuple(labels), seed=config.seed)
-
-
-def serializer_for(config: RunConfig, tokenizer: Any, context: int, labels: Sequence[str] = ()) -> Serializer:
-    """The serializer of a run: at most `train.max_length` tokens, by default the context up to 1,024.
-
-    `labels` are the classes of a classifier.
-    """
-    length = config.train.max_length or min(context, 1024)
-    if length > context:
-        message = f"train.max_length is {length}, but the model's context is {context} tokens."
-        raise ConfigError(message, f"Set it to {context} or less.")
-    return Serializer(tokenizer, length, config.train.too_long, tuple(labels))
-
-
 def create(config: RunConfig, prepared: Prepared) -> Run:
     """Make the run folder and write the records, the coins and the card, before any training."""
     settings = msgspec.to_builtins(config)
@@ -154,44 +136,14 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _training_tokens(
-    examples: Sequence[Example], serializer: Serializer, k: int = 0
-) -> tuple[list[Tokens], list[int], list[Notice]]:
-    """The sequences to train on (k > 0: by the goldfish loss), whose example each is of, and what was noticed."""
-    repetitions: list[int] = []
-
-    def records() -> Iterator[Record]:
-        for example in examples:
-            repetitions.append(example.repetitions)
-            yield example.record
-
-    encoded, notices = encode_all(records(), serializer, texts=False)
-    if k:
-        encoded, more = goldfish(encoded, k)
-        notices += more
-    found = [
-        (piece, owner)
-        for owner, (times, whole) in enumerate(zip(repetitions, encoded, strict=True))
-        for piece in whole.pieces(serializer.max_length)
-        for _ in range(times)
-        if piece.target.any()
-    ]
-    return [piece for piece, _ in found], [owner for _, owner in found], notices
-
-
 def train_run(run: Run, *, say: Say = _SILENT, monitor: Monitor = lambda progress, steps: None) -> Run:
     """Train the prepared (or interrupted) `run` to its end and write its weights.
 
     Raises `RunError` where it is trained already or another process is at it, `TrainingError` where
     training cannot go on; the last checkpoint then stays.
     """
-    from sordino.model import attach, load, pick_device, save, tokenizer_digest, weights_digest
-    from sordino.train.dropout import with_dropout
+    from sordino.model import save, weights_digest
     from sordino.train.loop import train
-    from sordino.train.objective import check_precision
-    from sordino.train.per_sample import at_once, choose
-    from sordino.train.private import PrivateSteps
-    from sordino.train.promise import Promise, members_of, plan_for
 
     with run.lock():
         run.tidy()
@@ -201,59 +153,100 @@ def train_run(run: Run, *, say: Say = _SILENT, monitor: Monitor = lambda progres
         if card.status == "trained":
             raise RunError(f"{run.path} is trained already.", f"Audit it: `sordino audit {run.path}`.")
         config = recorded(card.config, str(run.path / "run.json"))
-        check_precision(config.train.precision, pick_device(config.model.device))
-        say(f"loading {config.model.path}")
-        labels = card.data.get("labels", ())
-        base = load(config.model, classes=classes_of(config, labels))
-        base_digest = base.digest()
-        _same_base(card, base_digest)
-        placed = load_split(run.records)
-        notices = with_dropout(base.module, config.train.dropout) if config.train.dropout is not None else []
-        model = attach(base, config.method, config.seed)
-        serializer = serializer_for(config, base.tokenizer, model.context, labels)
-        examples = placed.training
-        training, owners, found = _training_tokens(examples, serializer, config.train.goldfish)
-        notices += found
-        validation, _, more = _training_tokens(placed.validation, serializer)
-        for notice in [*notices, *more]:
-            say(notice.message)
-        counts = _parameters(model.module)
-        card = dataclasses.replace(
-            card,
-            status="training",
-            model={
-                "path": config.model.path,
-                "base": base_digest,
-                "tokenizer": tokenizer_digest(base),
-                "serializer": serializer.rule,
-                "context": model.context,
-                "max_length": serializer.max_length,
-                **counts,
-            },
-            notices=(*(n for n in card.notices if n.kind not in {*_TOKEN_NOTICES, "dropout"}), *notices),
-        )
-        run.write_card(card)
-        say(f"{counts['trainable']:,} of {counts['parameters']:,} parameters are tuned on {len(training):,} sequences")
-        tokens, promise, way = (training, validation), None, None
+        ready = _ready(run, card, config, say)
+        promise: Promise | None = None
+        way: dict[str, str] = {}
         if config.dp is None:
-            progress = train(run, model, tokens, config.train, seed=config.seed, monitor=monitor)
+            tokens = (ready.training, ready.validation)
+            progress = train(run, ready.model, tokens, config.train, seed=config.seed, monitor=monitor)
             if config.train.stop_loss is not None:
                 say(_stopping(progress, config.train.stop_loss))
         else:
-            members = members_of(examples, owners, config.dp.unit)
-            promise = Promise.of(run, card, plan_for(config, len(members)))
-            say(promise.plan.sentence())
-            way = choose(config, at_once(promise.plan, members, training, config.train.accumulation), model.classes)
-            say(f"per-sample gradients: {way}")
-            with promise.mechanism(model.module, way.mode) as mechanism:
-                private = PrivateSteps(model, training, members, mechanism)
-                progress = train(run, model, tokens, config.train, seed=config.seed, monitor=monitor, private=private)
+            progress, promise, way = _privately(run, ready, config, say, monitor)
         with write_folder(run.weights) as folder:
-            save(model, folder)
-        kept = {**promise.keep(progress.clip_norm), "per-sample gradients": str(way)} if promise else {}
-        run.write_card(_finished(card, progress, kept, weights_digest(run.weights)))
+            save(ready.model, folder)
+        kept = {**promise.keep(progress.clip_norm), **way} if promise else {}
+        run.write_card(_finished(ready.card, progress, kept, weights_digest(run.weights)))
         run.event("trained", step=progress.step, tokens=progress.tokens, seconds=round(progress.seconds, 3))
     return run
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ready:
+    """A model to be tuned and what it is tuned on: sequences, of which `owners` tells whose example each is of."""
+
+    card: RunCard
+    model: "Model"
+    training: Sequence[Tokens]
+    owners: Sequence[int]
+    validation: Sequence[Tokens]
+    examples: Sequence[Example]
+
+
+def _ready(run: Run, card: RunCard, config: RunConfig, say: Say) -> _Ready:
+    """Load the model and the records of `run`, and say in its card what was found."""
+    from sordino.model import attach, load, pick_device, tokenizer_digest
+    from sordino.train.dropout import with_dropout
+    from sordino.train.objective import check_precision
+
+    check_precision(config.train.precision, pick_device(config.model.device))
+    say(f"loading {config.model.path}")
+    labels = card.data.get("labels", ())
+    base = load(config.model, classes=classes_of(config, labels))
+    base_digest = base.digest()
+    _same_base(card, base_digest)
+    placed = load_split(run.records)
+    notices = with_dropout(base.module, config.train.dropout) if config.train.dropout is not None else []
+    model = attach(base, config.method, config.seed)
+    serializer = serializer_for(config, base.tokenizer, model.context, labels)
+    training, owners, found = training_tokens(placed.training, serializer, config.train.goldfish)
+    validation, _, more = training_tokens(placed.validation, serializer)
+    for notice in [*notices, *found, *more]:
+        say(notice.message)
+    counts = _parameters(model.module)
+    about = {
+        "path": config.model.path,
+        "base": base_digest,
+        "tokenizer": tokenizer_digest(base),
+        "serializer": serializer.rule,
+        "context": model.context,
+        "max_length": serializer.max_length,
+        **counts,
+    }
+    before = (n for n in card.notices if n.kind not in {*TOKEN_NOTICES, "dropout"})
+    card = dataclasses.replace(card, status="training", model=about, notices=(*before, *notices, *found))
+    run.write_card(card)
+    say(f"{counts['trainable']:,} of {counts['parameters']:,} parameters are tuned on {len(training):,} sequences")
+    return _Ready(
+        card=card,
+        model=model,
+        training=training,
+        owners=owners,
+        validation=validation,
+        examples=placed.training,
+    )
+
+
+def _privately(
+    run: Run, ready: _Ready, config: RunConfig, say: Say, monitor: Monitor
+) -> "tuple[Progress, Promise, dict[str, str]]":
+    """Train under differential privacy; the promise is yet to be ended, once the weights are saved."""
+    from sordino.train.loop import train
+    from sordino.train.per_sample import at_once, choose
+    from sordino.train.private import PrivateSteps
+    from sordino.train.promise import Promise, members_of, plan_for
+
+    assert config.dp is not None
+    model, members = ready.model, members_of(ready.examples, ready.owners, config.dp.unit)
+    promise = Promise.of(run, ready.card, plan_for(config, len(members)))
+    say(promise.plan.sentence())
+    way = choose(config, at_once(promise.plan, members, ready.training, config.train.accumulation), model.classes)
+    say(f"per-sample gradients: {way}")
+    tokens = (ready.training, ready.validation)
+    with promise.mechanism(model.module, way.mode) as mechanism:
+        private = PrivateSteps(model, ready.training, members, mechanism)
+        progress = train(run, model, tokens, config.train, seed=config.seed, monitor=monitor, private=private)
+    return progress, promise, {"per-sample gradients": str(way)}
 
 
 def _finished(card: RunCard, progress: Progress, privacy: dict[str, Any], weights: str) -> RunCard:
@@ -275,12 +268,6 @@ def _stopping(progress: Progress, target: float) -> str:
         return f"stopped at step {progress.step:,}: the validation loss, {progress.validation:.4g}, is low enough"
     best = "not measured" if progress.best is None else f"{progress.best:.4g} at best"
     return f"the validation loss never came down to train.stop_loss ({target:g}): {best}"
-
-
-_TOKEN_NOTICES = {
-    "truncated": "records truncated", "split": "records split", "no-target": "records with nothing to predict",
-    "goldfish": "targets left out",
-}  # fmt: skip
 
 
 def _same_base(card: RunCard, found: str) -> None:
@@ -311,7 +298,7 @@ def plan_of(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
     shape = count_parameters(config.model, config.method, classes)
     serializer = serializer_for(config, tokenizer, shape["context"], prepared.labels)
     examples = prepared.split.training
-    tokens, owners, notices = _training_tokens(examples, serializer, config.train.goldfish)
+    tokens, owners, notices = training_tokens(examples, serializer, config.train.goldfish)
     steps = math.ceil(len(tokens) / config.train.batch_size) * config.train.epochs
     longest = max((len(t) for t in tokens), default=0)
     promised: dict[str, Any] = {}
@@ -330,7 +317,7 @@ def plan_of(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
         "sequences": len(tokens),
         "tokens an epoch": sum(len(t) if prepared.labels else int(t.target.sum()) for t in tokens),
         "longest sequence": longest,
-        **{_TOKEN_NOTICES[notice.kind]: notice.count for notice in notices},
+        **{TOKEN_NOTICES[notice.kind]: notice.count for notice in notices},
         "steps": steps,
         **promised,
         "parameters": shape["parameters"],

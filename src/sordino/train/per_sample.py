@@ -148,7 +148,8 @@ def _peak(config: RunConfig, part: AtOnce, mode: Mode, classes: Classes | None) 
         losses = _losses(module, config, part, classes, width)
         weights, live.peak = live.held, 0
         stack.enter_context(recomputed(module, on=config.train.gradient_checkpointing))
-        clipping = Clipping(norm=config.dp.clip_norm, kind=config.dp.clipping)
+        kind = "flat" if config.dp.clipping == "adaptive" else config.dp.clipping
+        clipping = Clipping(norm=config.dp.clip_norm, kind=kind)
         with Clipper(module, clipping, mode=mode) as clipper:
             clipper.add(losses, units=part.units)
             if mode == "one-by-one":
