@@ -65,7 +65,7 @@ class Noise:
 def _add_normal(flat: Tensor, std: float, stream: Stream) -> None:
     half = min(_CHUNK, flat.numel() + 1) // 2
     # Of the type of the result, which a product with a plain number would not be.
-    word = flat.new_tensor(_WORD)
+    word = flat.new_full((), _WORD)
     uniform, cosine = flat.new_empty(2, half), flat.new_empty(half)
     for part in torch.split(flat, 2 * half):
         # Numbers come in pairs; of an odd count, the last one's partner is dropped.
