@@ -129,6 +129,7 @@ class DPConfig:
     record, or a near-duplicate cluster of subjects, which is what shares an audit coin. A unit gives
     at most `records_per_unit` records to a step. `relation` says which data sets are neighbours.
     `sampler` says how the units of a step are drawn, which decides about what they cost.
+    A unit's `loss` in a step is the mean NLL over all its targets, or their sum.
     `clip_norm` bounds what a unit adds to a step, by the way that `clipping` names; adaptive, it is where
     the norm begins, which then follows the `quantile` of the gradients' norms.
     `secure` draws noise from a cryptographic generator. `seed` makes noise and samples repeatable, for
@@ -141,6 +142,7 @@ class DPConfig:
     unit: Literal["subject", "record", "cluster"] = "subject"
     relation: Literal["add-or-remove-one", "replace-one"] = "add-or-remove-one"
     sampler: Literal["poisson", "fixed-size", "shuffled"] = "poisson"
+    loss: Literal["mean", "sum"] = "mean"
     clip_norm: float = 1.0
     clipping: Literal["flat", "automatic", "per-layer", "adaptive"] = "flat"
     quantile: float = 0.5
@@ -314,9 +316,6 @@ def _check_private(config: RunConfig) -> None:
     if train.stop_loss is not None:
         message = f"train.stop_loss is {train.stop_loss:g}: when to stop would be read off private losses, unaccounted."
         raise ConfigError(message, "Fix train.epochs under differential privacy.")
-    if train.precision == "fp16":
-        message = "train.precision is fp16: loss scaling and per-unit clipping do not go together."
-        raise ConfigError(message, "Use bf16 or fp32.")
 
 
 def check_values(config: RunConfig) -> None:

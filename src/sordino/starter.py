@@ -76,8 +76,8 @@ train:
 
 dp: null             # differential privacy; {{epsilon: 8}} is enough. See docs/differential-privacy.md for its keys:
                      # epsilon or noise_multiplier, delta, unit (subject, record, cluster), relation,
-                     # sampler (poisson, fixed-size, shuffled), clip_norm, clipping (flat, automatic, per-layer,
-                     # adaptive), quantile, records_per_unit, secure, seed
+                     # sampler (poisson, fixed-size, shuffled), loss (mean, sum), clip_norm, clipping (flat, automatic,
+                     # per-layer, adaptive), quantile, records_per_unit, secure, seed
 
 audit:               # fixed before training, so that nothing can be chosen by what the audit sees
   headline: reference # the attack of the lower bound on epsilon

@@ -41,7 +41,7 @@ def without_dropout(module):
     return module
 
 
-def check(module, mode, *, units=4, close=1e-10, parts=((0, 4),), low="fp32", alone=None):
+def check(module, mode, *, units=4, close=1e-10, parts=((0, 4),), low="fp32", alone=None, scale=1.0):
     """Norms and the clipped sum of `units` units, in micro-batches of rows `parts`, against brute force.
 
     `alone` are the gradients of rows, if they are known.
@@ -53,7 +53,7 @@ def check(module, mode, *, units=4, close=1e-10, parts=((0, 4),), low="fp32", al
     norms = norms_of(wanted)
     bound = float(norms.median())
     found = []
-    with Clipper(module, Clipping(norm=bound), mode=mode) as clipper:
+    with Clipper(module, Clipping(norm=bound), mode=mode, scale=scale) as clipper:
         for first, last in parts:
 
             def losses(first=first, last=last):
@@ -125,6 +125,16 @@ def test_under_autocast(make_model, family, method):
             check(module, "two-backward", close=3e-2, low="bf16")
 
 
+@pytest.mark.parametrize("mode", ["book-keeping", "two-backward", "one-by-one"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_losses_are_scaled_and_gradients_are_not(make_model, method, mode):
+    check(prepared(make_model("llama"), method), mode, scale=1024.0)
+    module = prepared(make_model("gpt2"), method, torch.float32)
+    exact = brute(module, IDS, MASK)
+    if mode != "one-by-one":
+        check(module, mode, close=1e-2, low="fp16", scale=1024.0, alone=exact)
+
+
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_kinds_of_attention(make_model, implementation):
     module = prepared(make_model("llama"), "full")
@@ -153,7 +163,7 @@ def test_a_classifier(make_model):
 
     batch = synthetic(2048, 9, 1, torch.device("cpu"))
     for mode in ("book-keeping", "two-backward"):
-        assert self_test(module, Clipping(norm=0.1), losses, mode=mode, batch=batch) < 1e-10
+        assert self_test(Clipper(module, Clipping(norm=0.1), mode=mode), losses, batch=batch) < 1e-10
 
 
 def test_shared_layers(make_model):

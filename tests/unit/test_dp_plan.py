@@ -142,7 +142,6 @@ def test_steps_show_every_unit_as_often_as_epochs_say():
         ({"dp": {"epsilon": 8, "clipping": "adaptive", "quantile": 1}}, "dp.quantile is 1"),
         ({"dp": {"epsilon": 8, "quantile": 0.9}}, "dp.clipping flat has no use for it"),
         ({"dp": {"epsilon": 8}, "train": {"select": "best"}}, "read off private losses"),
-        ({"dp": {"epsilon": 8}, "train": {"precision": "fp16"}}, "fp16"),
     ],
 )
 def test_configurations_that_promise_nothing_are_refused(values, message):

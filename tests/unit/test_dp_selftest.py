@@ -6,7 +6,7 @@ from dp_models import prepared, row_losses
 from torch import nn
 
 from sordino.dp import captures, engine
-from sordino.dp.engine import Clipping
+from sordino.dp.engine import Clipper, Clipping
 from sordino.dp.selftest import self_test, synthetic
 from sordino.errors import DPError
 
@@ -26,7 +26,7 @@ def test_nothing_is_left_changed(make_model, mode):
     weight = module.lm_head.weight
     weight.grad = torch.full_like(weight, 2.0)
     before = torch.get_rng_state()
-    assert 0 < self_test(module, ONLY, losses_of(module), mode=mode, batch=BATCH) < 1e-3
+    assert 0 < self_test(Clipper(module, ONLY, mode=mode), losses_of(module), batch=BATCH) < 1e-3
     assert torch.equal(torch.get_rng_state(), before)
     assert [part.training for part in module.modules()] == modes
     assert bool((weight.grad == 2).all())
@@ -50,7 +50,7 @@ def test_units_of_rows_under_autocast(make_model):
             return row_losses(module, ids, mask)
 
     batch = synthetic(2048, 9, 3, torch.device("cpu"))
-    assert self_test(module, ONLY, losses, batch=batch) < 2e-2
+    assert self_test(Clipper(module, ONLY), losses, batch=batch) < 2e-2
 
 
 @pytest.mark.parametrize("mode", ["book-keeping", "two-backward"])
@@ -58,7 +58,7 @@ def test_a_tied_weight_counted_once(make_model, monkeypatch, mode):
     module = prepared(make_model("gpt2"), "full", torch.float32)
     monkeypatch.setattr(captures, "_cross", lambda outer, rows: torch.zeros(len(rows.ids)))
     with pytest.raises(DPError, match=r"^transformer\.wte\.weight: norms of the clipping engine differ"):
-        self_test(module, ONLY, losses_of(module), mode=mode, batch=BATCH)
+        self_test(Clipper(module, ONLY, mode=mode), losses_of(module), batch=BATCH)
 
 
 @pytest.mark.parametrize("mutant", ["unclipped", "one layer not counted", "clipped after averaging", "squared"])
@@ -85,7 +85,7 @@ def test_mutants_of_clipping(make_model, monkeypatch, mutant):
 
         monkeypatch.setattr(engine.Clipper, "_first_pass", forgets)
     with pytest.raises(DPError, match=r"of which 0\.001 is allowed"):
-        self_test(module, ONLY, losses_of(module), batch=BATCH)
+        self_test(Clipper(module, ONLY), losses_of(module), batch=BATCH)
 
 
 class Mixing(nn.Module):
@@ -104,10 +104,10 @@ def test_a_model_that_mixes_examples():
     module = Mixing()
     for mode in ("book-keeping", "one-by-one"):
         with pytest.raises(DPError, match=r"^table\.weight: norms"):
-            self_test(module, ONLY, lambda ids, mask: module(ids).square().sum((1, 2)), mode=mode, batch=BATCH)
+            self_test(Clipper(module, ONLY, mode=mode), lambda ids, mask: module(ids).square().sum((1, 2)), batch=BATCH)
 
 
 def test_gradients_that_are_not_finite():
     module = nn.Sequential(nn.Embedding(2048, 4), nn.Linear(4, 3))
     with pytest.raises(DPError, match="not finite"):
-        self_test(module, ONLY, lambda ids, mask: module(ids).sum((1, 2)) * float("nan"), batch=BATCH)
+        self_test(Clipper(module, ONLY), lambda ids, mask: module(ids).sum((1, 2)) * float("nan"), batch=BATCH)

@@ -2,20 +2,25 @@
 
 import json
 from itertools import count
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from sordino.audit.flow import audit
-from sordino.config import load
+from sordino.config import DPConfig, load
 from sordino.dp.accounting import decode_event, repeated, spend
+from sordino.dp.mechanism import Mechanism
 from sordino.errors import RunError
 from sordino.ledger import Journal, read_ledger
 from sordino.records import Example, Message, Record
 from sordino.report import render_html
 from sordino.run import Run
+from sordino.serialize import Tokens
 from sordino.train.flow import create, fine_tune, plan_of, prepare, train_run
+from sordino.train.objective import Objective
+from sordino.train.private import PrivateSteps
 from sordino.train.promise import earlier, members_of
 
 COUNT = count()
@@ -215,6 +220,35 @@ def test_a_lost_secret_ends_the_training(records):
     (run.private / "dp_secret").unlink()
     with pytest.raises(RunError, match=r"secret .* is gone"):
         train_run(Run.open(run.path))
+
+
+@pytest.mark.parametrize("loss", ["mean", "sum"])
+def test_the_loss_of_a_unit(make_model, loss):
+    model = make_model("llama")
+    rng = np.random.default_rng(0)
+    made = [
+        Tokens(ids=rng.integers(5, 100, size=n).astype(np.int32), target=np.arange(n) >= first, text="")
+        for n, first in ((7, 1), (12, 4), (5, 2))
+    ]
+    seen = []
+
+    class Shown(Mechanism):
+        def __init__(self):
+            self.plan = SimpleNamespace(settings=DPConfig(epsilon=1, loss=loss))
+
+        def clip(self, losses, *, units):
+            seen.append(losses().reshape(units, -1).sum(1))
+            return seen[0]
+
+    steps = PrivateSteps(model, made, [[0], [1, 2]], Shown())
+    steps._part([[0], [1, 2]], Objective(model, "fp32", picks=False))
+    with torch.no_grad():
+        nll = []
+        for one in made:
+            logits = model.module(torch.from_numpy(one.ids)[None].long()).logits[0].log_softmax(-1)
+            nll.append([-float(logits[t - 1, one.ids[t]]) for t in np.flatnonzero(one.target)])
+    combine = np.mean if loss == "mean" else np.sum
+    assert seen[0].tolist() == pytest.approx([combine(nll[0]), combine(nll[1] + nll[2])], rel=1e-5)
 
 
 def test_members_are_the_sequences_of_a_unit():

@@ -52,12 +52,19 @@ class Clipper:
     one-by-one: a plain backward pass a unit, exact for any model. Give `add` one unit at a time: that costs
     least, and only then can a gradient that is not finite be told from the others.
 
+    Losses are multiplied by `scale` before the backward pass and gradients divided by it, which float16 needs:
+    choose it once, whatever the data are.
+
     While it is attached (`with clipper:`), the forwards of modules with trainable parameters are replaced by
     ones that compute the same. Raises `DPError` naming the module that no rule fits.
     """
 
-    def __init__(self, module: nn.Module, clipping: Clipping, *, mode: Mode = "book-keeping") -> None:
-        self.module, self.clipping, self.mode = module, clipping, mode
+    def __init__(
+        self, module: nn.Module, clipping: Clipping, *, mode: Mode = "book-keeping", scale: float = 1.0
+    ) -> None:
+        self.module, self.clipping, self.mode, self.scale = module, clipping, mode, scale
+        if not 0 < scale < float("inf"):
+            raise DPError(f"The scale of losses is {scale}.", "It must be positive and finite.")
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         if not self.parameters:
             raise DPError("No parameter is trainable.", "Attach a method of tuning first.")
@@ -106,6 +113,7 @@ class Clipper:
                 self.tape.start(units)
                 values = losses()
             self._check(values, units)
+            values = values if self.scale == 1 else values * self.scale
             run = {"book-keeping": self._book_keeping, "two-backward": self._twice, "one-by-one": self._one_by_one}
             return run[self.mode](values)
         except BaseException:
@@ -166,7 +174,7 @@ class Clipper:
 
         def settle(name: str, captures: Sequence[Capture]) -> None:
             held = combined(captures)
-            self.squares[name] = squared_norms(held, grams)
+            self.squares[name] = squared_norms(held, grams) / self.scale**2
             if keep:
                 kept[name] = held
 
@@ -216,7 +224,7 @@ class Clipper:
             )
             with torch.no_grad():
                 used = {n: g for n, g in zip(self.parameters, found, strict=True) if g is not None}
-                self.squares = {n: _wide(g).square().sum()[None] for n, g in used.items()}
+                self.squares = {n: (_wide(g).square().sum() / self.scale**2)[None] for n, g in used.items()}
                 for name in self.parameters:
                     per_unit[name].append(self.squares.get(name, values.new_zeros(1, dtype=self._wide())))
                 norm, factors = self._factors()
@@ -226,7 +234,7 @@ class Clipper:
                     raise DPError(message, "In mode 'one-by-one', give `add` one unit at a time.")
                 if norm.isfinite():
                     for name, g in used.items():
-                        part = _wide(g) * factors[name]
+                        part = _wide(g) * (factors[name] / self.scale)
                         self._sums[name] = self._sums[name].add_(part) if name in self._sums else part
                 norms.append(norm)
         self.squares = {name: torch.cat(parts) for name, parts in per_unit.items()}
@@ -260,7 +268,7 @@ class Clipper:
             parameter = self.parameters[name]
             kind = torch.promote_types(parameter.dtype, torch.float32)
             self._sums[name] = torch.empty(parameter.shape, dtype=kind, device=parameter.device)
-        contribute(self._sums[name], captures, factors, fresh=fresh)
+        contribute(self._sums[name], captures, factors / self.scale, fresh=fresh)
 
     def _wide(self) -> torch.dtype:
         doubles = any(p.dtype == torch.float64 for p in self.parameters.values())

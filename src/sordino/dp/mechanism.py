@@ -40,18 +40,25 @@ class Mechanism:
     """The sampler, clipper and noise of `plan` on `module`; `journal` hears of every step before it is taken.
 
     Everything random follows from `secret` (32 bytes) and the number of the step. The order is
-    `sample`, any number of `clip`s, `release`; anything else raises `DPError`. `mode` decides about speed and
-    memory only.
+    `sample`, any number of `clip`s, `release`; anything else raises `DPError`. `mode` and `scale` are those of
+    `Clipper` and decide about speed, memory and rounding only.
     """
 
     def __init__(
-        self, plan: DPPlan, module: nn.Module, secret: bytes, journal: Journal, *, mode: Mode = "book-keeping"
+        self,
+        plan: DPPlan,
+        module: nn.Module,
+        secret: bytes,
+        journal: Journal,
+        *,
+        mode: Mode = "book-keeping",
+        scale: float = 1.0,
     ) -> None:
         _refuse_ranks()
         self.plan, self.journal = plan, journal
         settings = plan.settings
         kind = "flat" if settings.clipping == "adaptive" else settings.clipping
-        self.clipper = Clipper(module, Clipping(norm=settings.clip_norm, kind=kind), mode=mode)
+        self.clipper = Clipper(module, Clipping(norm=settings.clip_norm, kind=kind), mode=mode, scale=scale)
         self.sampler = plan.sampler(_key(secret, "sampling"))
         self._noise = Noise(_key(secret, "noise"), secure=settings.secure)
         self.adaptive: AdaptiveNorm | None = None
@@ -82,8 +89,7 @@ class Mechanism:
         """
         rows = min(2, self.plan.settings.records_per_unit)
         batch = synthetic(vocabulary, _TOKENS, rows, next(self.clipper.module.parameters()).device)
-        clipper = self.clipper
-        self_test(clipper.module, clipper.clipping, losses_of, mode=clipper.mode, batch=batch)
+        self_test(self.clipper, losses_of, batch=batch)
 
     def sample(self, step: int) -> np.ndarray:
         """The units (n) of `step`, which is spent from now on, whatever happens."""

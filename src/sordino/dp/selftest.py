@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from sordino.dp.engine import Clipper, Clipping, Mode
+from sordino.dp.engine import Clipper
 from sordino.errors import DPError
 
 __all__ = ["self_test", "synthetic"]
@@ -26,31 +26,25 @@ def synthetic(vocabulary: int, length: int, rows: int, device: torch.device) -> 
 
 
 def self_test(
-    module: nn.Module,
-    clipping: Clipping,
-    losses_of: LossesOf,
-    *,
-    mode: Mode = "book-keeping",
-    batch: tuple[Tensor, Tensor],
-    tolerance: float | None = None,
+    clipper: Clipper, losses_of: LossesOf, *, batch: tuple[Tensor, Tensor], tolerance: float | None = None
 ) -> float:
     """Compare norms and clipped sums of two units with those of one unit at a time; the largest relative difference.
 
-    `losses_of(ids, mask)` gives the losses (rows,) that training will use; `batch` is that of `synthetic`. Each
-    unit is computed alone, so that a model that mixes examples is found too. Dropout is off meanwhile; the
-    model's mode, its gradients and the state of random numbers are as before afterwards. Raises `DPError` naming
-    the first parameter that differs by more than `tolerance`: 1e-8 in float64, 1e-3 in float32, 2e-2 below or under
-    autocast.
+    `clipper` is between steps. `losses_of(ids, mask)` gives the losses (rows,) that training will use; `batch` is
+    that of `synthetic`. Each unit is computed alone, so that a model that mixes examples is found too. Dropout is
+    off meanwhile; the model's mode, its gradients and the state of random numbers are as before afterwards. Raises
+    `DPError` naming the first parameter that differs by more than `tolerance`: 1e-8 in float64, 1e-3 in float32, 2e-2
+    below or under autocast.
     """
     ids, mask = batch
     rows = len(ids) // 2
-    clipper = Clipper(module, clipping, mode=mode)
+    module = clipper.module
     with _undisturbed(module), _precisions(module) as kinds, clipper:
         norms = clipper.add(lambda: losses_of(ids, mask), units=2)
         squares = dict(clipper.squares)
         sums = _sums(clipper)
         clipper.detach()
-        plain = Clipper(module, clipping, mode="one-by-one")
+        plain = Clipper(module, clipper.clipping, mode="one-by-one", scale=clipper.scale)
         apart = []
         for first in (0, rows):
             part = slice(first, first + rows)

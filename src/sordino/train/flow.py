@@ -232,6 +232,7 @@ def _privately(
 ) -> "tuple[Progress, Promise, dict[str, str]]":
     """Train under differential privacy; the promise is yet to be ended, once the weights are saved."""
     from sordino.train.loop import train
+    from sordino.train.objective import private_scale
     from sordino.train.per_sample import at_once, choose
     from sordino.train.private import PrivateSteps
     from sordino.train.promise import Promise, members_of, plan_for
@@ -243,7 +244,7 @@ def _privately(
     way = choose(config, at_once(promise.plan, members, ready.training, config.train.accumulation), model.classes)
     say(f"per-sample gradients: {way}")
     tokens = (ready.training, ready.validation)
-    with promise.mechanism(model.module, way.mode) as mechanism:
+    with promise.mechanism(model.module, way.mode, private_scale(config.train.precision)) as mechanism:
         private = PrivateSteps(model, ready.training, members, mechanism)
         progress = train(run, model, tokens, config.train, seed=config.seed, monitor=monitor, private=private)
     return progress, promise, {"per-sample gradients": str(way)}

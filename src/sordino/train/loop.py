@@ -107,7 +107,7 @@ class _Trainer:
         # A head that is trained needs to know whose each logit is.
         picks = self.private is None or not any(p.requires_grad for p in self._head())
         self.objective = Objective(self.model, self.config.precision, picks=picks)
-        self.scaler = loss_scaler(self.config.precision, self.device)
+        self.scaler = loss_scaler("fp32" if self.private is not None else self.config.precision, self.device)
         self.per_epoch = math.ceil(len(self.training) / self.config.batch_size)
         self.steps = self.per_epoch * self.config.epochs
         if self.private is not None:

@@ -15,7 +15,7 @@ from sordino.model.methods import virtual_tokens
 from sordino.serialize import Tokens
 from sordino.train.collate import Batch
 
-__all__ = ["Objective", "autocast", "check_precision", "loss_scaler", "recomputed"]
+__all__ = ["Objective", "autocast", "check_precision", "loss_scaler", "private_scale", "recomputed"]
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -30,6 +30,15 @@ def check_precision(precision: str, device: torch.device) -> None:
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
     """Matrix products in `precision`, sums and weights in float32 (Micikevicius et al. 2018, section 3.1)."""
     return nullcontext() if precision == "fp32" else torch.autocast(device.type, dtype=_TYPES[precision])
+
+
+def private_scale(precision: str) -> float:
+    """What losses of private training are multiplied by: always the same, since a search for it would read the data.
+
+    A unit whose gradients overflow even so adds nothing. `torch.amp.GradScaler` begins with 65,536 for the mean of a
+    batch; these are losses of single units, whose gradients are as much larger as the batch has units.
+    """
+    return 1024.0 if precision == "fp16" else 1.0
 
 
 def loss_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:

@@ -22,7 +22,8 @@ class PrivateSteps:
 
     `members[u]` are the places in `training` of unit u's sequences. A unit's loss is the mean NLL, in
     nats, over all targets of the sequences that stand for it in a step (of a classifier: over its
-    records), so that long texts and large units weigh as much as short ones before they are clipped.
+    records), so that long texts and large units weigh as much as short ones before they are clipped; or their
+    sum, where `dp.loss` says so.
     """
 
     def __init__(
@@ -87,7 +88,9 @@ class PrivateSteps:
         counted = np.array([[j < len(unit) for j in range(rows)] for unit in part])
         sequences = [self.training[i] for i in places]
         number = np.array([objective.targets_of(t) for t in sequences]).reshape(counted.shape)
-        shares = counted / np.maximum(1, (number * counted).sum(axis=1, keepdims=True))
+        shares = counted.astype(np.float64)
+        if self.mechanism.plan.settings.loss == "mean":
+            shares /= np.maximum(1, (number * counted).sum(axis=1, keepdims=True))
         batch = collate(sequences, self.model.tokenizer.pad_token_id, self.model.device)
         # Not in float64, which Apple GPUs do not have.
         weights = torch.from_numpy(shares.ravel().astype(np.float32)).to(self.model.device)

@@ -88,10 +88,10 @@ class Promise:
         return cls(run, plan, entry)
 
     @contextmanager
-    def mechanism(self, module: Any, mode: Mode) -> Iterator[Mechanism]:
+    def mechanism(self, module: Any, mode: Mode, scale: float = 1.0) -> Iterator[Mechanism]:
         """The mechanism on `module`, taking up where the journal says it was left, perhaps in another `mode`."""
         with closing(Journal(self._journal)) as journal:
-            yield Mechanism(self.plan, module, self._secret(), journal, mode=mode)
+            yield Mechanism(self.plan, module, self._secret(), journal, mode=mode, scale=scale)
 
     def _secret(self) -> bytes:
         seed, path = self.plan.settings.seed, self.run.private / _SECRET
