@@ -71,7 +71,7 @@ class MethodConfig:
     """
 
     kind: Literal["lora", "full", "prefix", "prompt", "ia3", "bitfit", "head", "adapters"] = "lora"
-    variant: Literal["plain", "rslora", "dora"] = "plain"
+    variant: Literal["plain", "rslora", "dora", "ffa"] = "plain"
     rank: int = 16
     alpha: float = 32.0
     dropout: float = 0.0

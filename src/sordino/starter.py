@@ -44,7 +44,7 @@ canaries:            # synthetic records with a random secret, planted to test t
 
 method:
   kind: lora         # lora, full, prefix, prompt, ia3, bitfit, head, adapters: see docs/fine-tuning.md
-  variant: plain     # of lora: plain, rslora, dora
+  variant: plain     # of lora: plain, rslora, dora, ffa
   rank: 16           # of lora, as alpha, dropout and targets
   alpha: 32.0
   dropout: 0.0

@@ -16,6 +16,7 @@ METHODS = {
     "lora": MethodConfig(rank=2),
     "rslora": MethodConfig(rank=2, variant="rslora"),
     "dora": MethodConfig(rank=2, variant="dora"),
+    "ffa": MethodConfig(rank=2, variant="ffa"),
     "prefix": MethodConfig(kind="prefix", virtual_tokens=3),
     "prompt": MethodConfig(kind="prompt", virtual_tokens=3),
     "ia3": MethodConfig(kind="ia3"),

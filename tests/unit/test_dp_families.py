@@ -14,7 +14,7 @@ from sordino.train.objective import autocast, recomputed
 
 FAMILIES = ("gpt2", "llama", "qwen2", "qwen3", "gpt_neox", "opt", "gemma")
 METHODS = ("full", "lora", "prefix", "prompt", "ia3", "bitfit", "head")
-MORE = [(f, m) for f in ("gpt2", "llama") for m in ("adapters", "dora", "rslora")]
+MORE = [(f, m) for f in ("gpt2", "llama") for m in ("adapters", "dora", "rslora", "ffa")]
 IDS, MASK = a_batch(rows=4, length=7)
 
 

@@ -24,6 +24,7 @@ METHODS = {
     "lora": MethodConfig(rank=2),
     "rslora": MethodConfig(rank=2, variant="rslora"),
     "dora": MethodConfig(rank=2, variant="dora"),
+    "ffa": MethodConfig(rank=2, variant="ffa"),
     "prefix": MethodConfig(kind="prefix", virtual_tokens=VIRTUAL),
     "prompt": MethodConfig(kind="prompt", virtual_tokens=VIRTUAL),
     "ia3": MethodConfig(kind="ia3"),
@@ -33,8 +34,9 @@ METHODS = {
 }
 # What a method is allowed to train, as a part of a parameter's name; the others train all or nothing else.
 TRAINED = {
-    "lora": "lora_", "rslora": "lora_", "dora": "lora_", "prefix": "prompt_encoder.", "prompt": "prompt_encoder.",
-    "ia3": "ia3_", "bitfit": "bias", "adapters": "sordino_tuning.",
+    "lora": "lora_", "rslora": "lora_", "dora": "lora_", "ffa": "lora_B",
+    "prefix": "prompt_encoder.", "prompt": "prompt_encoder.", "ia3": "ia3_", "bitfit": "bias",
+    "adapters": "sordino_tuning.",
 }  # fmt: skip
 TRAINING = TrainConfig(epochs=4, batch_size=8, learning_rate=0.02, warmup=0.0, schedule="constant")
 TOKENS = some_tokens(8)

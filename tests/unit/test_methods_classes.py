@@ -24,8 +24,9 @@ KINDS = ("llama", "gpt2", "bert")
 THREE = Classes(labels=CLASSES, seed=5)
 # Besides the head: what a method may train, as a part of a parameter's name.
 TRAINED = {
-    "lora": "lora_", "rslora": "lora_", "dora": "lora_", "prefix": "prompt_encoder.", "prompt": "prompt_encoder.",
-    "ia3": "ia3_", "bitfit": "bias", "adapters": "sordino_tuning.at.",
+    "lora": "lora_", "rslora": "lora_", "dora": "lora_", "ffa": "lora_B",
+    "prefix": "prompt_encoder.", "prompt": "prompt_encoder.", "ia3": "ia3_", "bitfit": "bias",
+    "adapters": "sordino_tuning.at.",
 }  # fmt: skip
 TRAINING = TrainConfig(epochs=6, batch_size=8, learning_rate=0.01, warmup=0.0, schedule="constant")
 

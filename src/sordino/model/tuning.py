@@ -20,7 +20,7 @@ from sordino.model.methods.adapters import attach_adapters
 from sordino.model.methods.bitfit import attach_bitfit
 from sordino.model.methods.head import attach_head
 from sordino.model.methods.ia3 import ia3_config
-from sordino.model.methods.lora import lora_config
+from sordino.model.methods.lora import freeze_a, lora_config
 from sordino.model.methods.virtual import prefix_config, prompt_config, real_positions
 
 __all__ = ["attach", "count_parameters", "on_adapter", "restore", "save", "weightless"]
@@ -64,13 +64,16 @@ def _wrapped(module: nn.Module, method: MethodConfig, heads: list[str] | None) -
 
     try:
         with quiet():
-            return _trimmed(get_peft_model(module, _peft_config(module, method, heads)))
+            wrapped = _trimmed(get_peft_model(module, _peft_config(module, method, heads)))
     except (ValueError, NotImplementedError) as error:
         if isinstance(error, ConfigError):
             raise
         linear = sorted({n.rsplit(".", 1)[-1] for n, m in module.named_modules() if not list(m.children())})
         what = f"targets is {method.targets!r}" if method.kind == "lora" else f"kind is {method.kind}"
         raise ConfigError(f"method.{what}: {first_line(error)}.", f"Modules here: {', '.join(linear)}.") from error
+    if method.variant == "ffa":
+        freeze_a(wrapped)
+    return wrapped
 
 
 def _peft_config(module: nn.Module, method: MethodConfig, heads: list[str] | None) -> Any:
@@ -99,7 +102,7 @@ def _check_fit(model: Model, method: MethodConfig) -> None:
     if method.kind == "full" or method.variant == "dora":
         what = "weights to tune" if method.kind == "full" else "weight norms, which DoRA divides by"
         message = f"method is {method.kind}{' (dora)' if method.kind == 'lora' else ''}, but the model is quantised:"
-        raise ConfigError(f"{message} it has no exact {what}.", "Use lora with variant plain or rslora.")
+        raise ConfigError(f"{message} it has no exact {what}.", "Use lora with variant plain, rslora or ffa.")
 
 
 def save(model: Model, folder: Path) -> None:

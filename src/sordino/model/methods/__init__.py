@@ -6,7 +6,8 @@ parameters or `Bottlenecks`.
 """
 
 import re
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -54,10 +55,22 @@ def untuned(module: Any) -> AbstractContextManager[None]:
     if hasattr(module, "peft_config"):
         settings = module.active_peft_config
         virtual = settings.is_prompt_learning and settings.task_type == "SEQ_CLS"
-        switch: AbstractContextManager[None] = without_virtual(module) if virtual else module.disable_adapter()
+        switch: AbstractContextManager[None] = without_virtual(module) if virtual else _switched_off(module)
         return switch
     found = own(module)
     return nullcontext() if found is None else found.off(module)
+
+
+@contextmanager
+def _switched_off(module: Any) -> Iterator[None]:
+    tuned = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    try:
+        with module.disable_adapter():
+            yield
+    finally:
+        # PEFT, on the way back, makes all of an adapter trainable, also what was frozen in it.
+        for parameter, on in tuned:
+            parameter.requires_grad_(on)
 
 
 def base_state(module: Any) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2021), rsLoRA (Kalajdzievski 2023) and DoRA (Liu et al. 2024), by PEFT."""
+"""LoRA (Hu et al. 2021), rsLoRA (Kalajdzievski 2023), DoRA (Liu et al. 2024), FFA-LoRA (Sun et al. 2024); by PEFT."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from sordino.config import MethodConfig
 from sordino.errors import ConfigError, did_you_mean
 from sordino.model.methods.layout import conv1d
 
-__all__ = ["lora_config"]
+__all__ = ["freeze_a", "lora_config"]
 
 
 def lora_config(module: nn.Module, method: MethodConfig, heads: list[str] | None = None) -> Any:
@@ -34,6 +34,17 @@ def lora_config(module: nn.Module, method: MethodConfig, heads: list[str] | None
         # GPT-2 keeps its linear layers transposed; PEFT only warns when this is left to it.
         fan_in_fan_out=any(isinstance(found, conv1d()) for found in module.modules()),
     )
+
+
+def freeze_a(module: nn.Module) -> None:
+    """Leave the factors A as they were drawn and tune B alone (Sun et al. 2024, arXiv:2403.12313).
+
+    The change of a weight is then linear in what is tuned: noise is not multiplied by noise under differential
+    privacy, and averages of adapters are adapters of the average.
+    """
+    for name, parameter in module.named_parameters():
+        if ".lora_A." in name or ".lora_embedding_A." in name:
+            parameter.requires_grad_(False)
 
 
 def _check_targets(module: nn.Module, method: MethodConfig) -> None:
