@@ -30,7 +30,7 @@ class Silent(Mechanism):
     """No noise."""
 
     def release(self):
-        self._noise.fill_ = lambda out, std, **_: out.zero_()
+        self._noise.add_ = lambda out, std, **_: None
         super().release()
 
 
@@ -38,8 +38,8 @@ class Whispering(Mechanism):
     """A quarter of the noise that the plan says."""
 
     def release(self):
-        fill = type(self._noise).fill_
-        self._noise.fill_ = lambda out, std, **named: fill(self._noise, out, std / 4, **named)
+        add = type(self._noise).add_
+        self._noise.add_ = lambda out, std, **named: add(self._noise, out, std / 4, **named)
         super().release()
 
 
