@@ -239,7 +239,12 @@ ADAPTIVE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("mutant", ADAPTIVE, ids=lambda kind: kind.__name__)
+# One of them always, the rest, which take a quarter of a minute each, with the slow tests.
+@pytest.mark.parametrize(
+    "mutant",
+    [m if m is SilentCount else pytest.param(m, marks=pytest.mark.slow) for m in ADAPTIVE],
+    ids=lambda kind: kind.__name__,
+)
 def test_a_count_that_says_too_much_is_caught(mutant):
     with pytest.raises(DPError, match=ADAPTIVE[mutant]):
         self_audit(replace(SETTINGS, clipping="adaptive"), build=mutant)

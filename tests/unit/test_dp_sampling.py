@@ -33,8 +33,8 @@ def test_the_keystream_is_chacha20():
 
 def test_streams_of_other_names_share_nothing():
     purposes = [("a", 1), ("a", "1"), ("a1",), ("a", 11), ("a", 1, 1), (1, "a"), ("a", -1), ()]
-    streams = {keystream(SECRET, *purpose)(32) for purpose in purposes}
-    streams |= {keystream(bytes(32), *purpose)(32) for purpose in purposes}
+    streams = {bytes(keystream(SECRET, *purpose)(32)) for purpose in purposes}
+    streams |= {bytes(keystream(bytes(32), *purpose)(32)) for purpose in purposes}
     assert len(streams) == 2 * len(purposes)
 
 
@@ -90,7 +90,7 @@ def test_empty_batches_are_batches():
 
 
 def test_a_batch_that_is_too_long_is_cut_to_a_fair_choice_of_it():
-    units, steps, cap = 30, 6000, 8
+    units, steps, cap = 30, 2000, 8
     free, cut = (PoissonSampler(units, 0.3, most, SECRET) for most in (units, cap))
     counts = np.zeros(units)
     for step in range(steps):
@@ -102,7 +102,7 @@ def test_a_batch_that_is_too_long_is_cut_to_a_fair_choice_of_it():
     # Every unit is as likely as any other; the place in the batch must not matter.
     assert chisquare(counts).pvalue > 0.001
     expected = sum(min(cap, size) * binom.pmf(size, units, 0.3) for size in range(units + 1)) * steps
-    assert counts.sum() == pytest.approx(expected, rel=0.01)
+    assert counts.sum() == pytest.approx(expected, rel=0.02)
 
 
 def test_the_choice_among_a_full_batch_is_uniform_over_its_subsets():

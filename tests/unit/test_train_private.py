@@ -41,8 +41,10 @@ def config(records, **more):
     values = {
         # A folder of its own, as runs side by side are added up.
         "data": {"path": str(records), "unit": "who"}, "out": str(records.parent / f"runs{next(COUNT)}"),
-        "model": {"device": "cpu"}, "canaries": {"per_level": 1}, "split": {"candidates": 0.8}, "method": {"rank": 4},
-        "train": {"epochs": 2, "batch_size": 8, "learning_rate": 5e-3, "checkpoint_every": 3},
+        "canaries": {"per_level": 1, "digits": 3}, "split": {"candidates": 0.8},
+        "method": {"rank": 4}, "model": {"device": "cpu"},
+        "train": {"epochs": 2, "batch_size": 8, "learning_rate": 5e-3, "checkpoint_every": 3,
+                  "per_sample": "book-keeping"},
         "dp": {"noise_multiplier": 0.6},
     }  # fmt: skip
     return load(values={**values, **more}, environment={})

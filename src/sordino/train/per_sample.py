@@ -52,11 +52,11 @@ class AtOnce:
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """The `mode` of the clipper, why it was taken, and the memory of a step."""
+    """The `mode` of the clipper, why it was taken, and the memory of a step where that decided."""
 
     mode: Mode
     reason: str
-    memory: Memory
+    memory: Memory | None = None
 
     def __str__(self) -> str:
         """Mode and reason."""
@@ -78,7 +78,7 @@ def choose(config: RunConfig, most: AtOnce, classes: Classes | None = None) -> W
     """
     wanted = config.train.per_sample
     if wanted != "auto":
-        return Way(mode=wanted, reason="as configured", memory=step_memory(config, most, wanted, classes))
+        return Way(mode=wanted, reason="as configured")
     has, before = budget(config, pick_device(config.model.device)), ""
     for mode in _MODES[:2]:
         try:
@@ -238,8 +238,9 @@ def private_rows(config: RunConfig, most: AtOnce, classes: Classes | None = None
     device = pick_device(config.model.device)
     check_precision(config.train.precision, device)
     way, has = choose(config, most, classes), budget(config, device)
-    rows = {"per-sample gradients": str(way), **memory_rows(way.memory, device, has)}
-    if way.memory.total > has:
+    memory = way.memory or step_memory(config, most, way.mode, classes)
+    rows = {"per-sample gradients": str(way), **memory_rows(memory, device, has)}
+    if memory.total > has:
         rows["advice"] = _advice(config, has, most, classes)
     return rows
 
@@ -248,7 +249,8 @@ def _advice(config: RunConfig, has: int, most: AtOnce, classes: Classes | None) 
     train = config.train
     for checkpointing in sorted({train.gradient_checkpointing, True}):
         tried = replace(config, train=replace(train, gradient_checkpointing=checkpointing, per_sample="auto"))
-        if choose(tried, most, classes).memory.total <= has:
+        found = choose(tried, most, classes).memory
+        if found is not None and found.total <= has:
             named = [] if train.per_sample == "auto" else ["train.per_sample: auto"]
             named += [] if checkpointing == train.gradient_checkpointing else ["train.gradient_checkpointing: true"]
             return f"It would fit with {' and '.join(named)}."
