@@ -132,8 +132,9 @@ class DPConfig:
     A unit's `loss` in a step is the mean NLL over all its targets, or their sum.
     `clip_norm` bounds what a unit adds to a step, by the way that `clipping` names; adaptive, it is where
     the norm begins, which then follows the `quantile` of the gradients' norms.
-    `secure` draws noise from a cryptographic generator. `seed` makes noise and samples repeatable, for
-    research: the guarantee then assumes that nobody knows it.
+    `secure` draws noise from a cryptographic generator on every device, as sums that withstand attacks on
+    floating point. `seed` makes noise and samples repeatable, for research: the guarantee then assumes that
+    nobody knows it.
     """
 
     epsilon: float | None = None
