@@ -44,7 +44,8 @@ ABOUT = {
         "Forming more gradients would save 3 % on Llama 10M and cost 11 % of its memory. Noise is 3 to 4 %, at 4 ns a "
         "number. In memory, two-backward keeps the graph and so is no saving here; one-by-one is. What a "
         "process takes is more than what lives in it: with freed memory given back at once "
-        "(`MALLOC_MMAP_THRESHOLD_=65536`) book-keeping takes 0.94 times the plain step on Llama 40M in full, 1.01 times on Llama 10M with LoRA and 1.01 "
+        "(`MALLOC_MMAP_THRESHOLD_=65536`) book-keeping takes 0.94 times the plain step on Llama 40M in full, 1.01 "
+        "times on Llama 10M with LoRA and 1.01 "
         "times on GPT-2 10M in full (by hand, `--measure`)."
     ),
     "records": (
