@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from torch.profiler import ProfilerActivity, profile
-from train_fixtures import new_run, some_tokens
+from train_fixtures import new_run, saved, some_tokens
 
 from sordino import commands
 from sordino.config import MethodConfig, ModelConfig, RunConfig, TrainConfig
@@ -41,13 +41,7 @@ RECORDS, LENGTH = 8, 96
 @pytest.fixture(scope="module")
 def folders(tokenizer, tmp_path_factory):
     """A folder with a model of each shape."""
-    made = {}
-    for name, make in SHAPES.items():
-        made[name] = tmp_path_factory.mktemp(name)
-        torch.manual_seed(0)
-        make().save_pretrained(made[name])
-        tokenizer.save_pretrained(made[name])
-    return made
+    return saved(SHAPES, tokenizer, tmp_path_factory)
 
 
 def config_for(folder, **train):

@@ -8,7 +8,7 @@ import torch
 import transformers
 from dp_models import METHODS
 from torch.profiler import ProfilerActivity, profile
-from train_fixtures import new_run, some_tokens
+from train_fixtures import new_run, saved, some_tokens
 
 from sordino.config import DPConfig, ModelConfig, RunConfig, TrainConfig, load
 from sordino.dp.mechanism import Mechanism
@@ -49,13 +49,7 @@ MODES = ("book-keeping", "two-backward", "one-by-one")
 @pytest.fixture(scope="module")
 def folders(tokenizer, tmp_path_factory):
     """A folder with a model of each shape."""
-    made = {}
-    for name, make in SHAPES.items():
-        made[name] = tmp_path_factory.mktemp(name)
-        torch.manual_seed(0)
-        make().save_pretrained(made[name])
-        tokenizer.save_pretrained(made[name])
-    return made
+    return saved(SHAPES, tokenizer, tmp_path_factory)
 
 
 def config_for(folder, method="full", **settings):

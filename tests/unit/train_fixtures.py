@@ -1,8 +1,9 @@
 """Small things that tests of training share: random records as tokens, run folders, and models to train."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,6 +36,17 @@ def new_run(folder: Path, name: str = "t") -> Run:
 def fresh(model: Model) -> Model:
     """A copy of `model` that may be trained."""
     return Model(module=copy.deepcopy(model.module), tokenizer=model.tokenizer, config=model.config)
+
+
+def saved(shapes: Mapping[str, Callable[[], Any]], tokenizer: Any, folders: Any) -> dict[str, Path]:
+    """A folder with a model of each shape and the tokenizer, made by pytest's factory of `folders`."""
+    made = {}
+    for name, make in shapes.items():
+        made[name] = folders.mktemp(name)
+        torch.manual_seed(0)
+        make().save_pretrained(made[name])
+        tokenizer.save_pretrained(made[name])
+    return made
 
 
 def weights(model: Model) -> dict[str, torch.Tensor]:
