@@ -24,6 +24,7 @@ __all__ = [
     "Curve",
     "Estimate",
     "Gate",
+    "InputPlan",
     "Notice",
     "Requirement",
     "RunCard",
@@ -76,6 +77,29 @@ class Notice:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InputPlan:
+    """What attacks may use beyond the model's and its base's statistics of each record.
+
+    `known`: of how many records, at most, the adversary knows that they were trained on, and of as many that they
+    were not; none of them is ever judged. `shadows`: how many shadow models are trained; `shadow_kind` "same"
+    trains them as the target was, "lora" trains adapters in place of full weights, an approximation, and "auto"
+    is "same". `masked_lm`: a masked language model (folder or hub id) that writes neighbours of a record, else its
+    base does: `neighbours` of them, each with a share `replaced` of its tokens in spans of `span`.
+    `shots`: known records in the prefix of recall. `samples`: continuations drawn for label-only attacks.
+    """
+
+    known: int = 500
+    shadows: int = 16
+    shadow_kind: Literal["auto", "same", "lora"] = "auto"
+    masked_lm: str | None = None
+    neighbours: int = 10
+    replaced: float = 0.3
+    span: int = 2
+    shots: int = 8
+    samples: int = 10
+
+
+@dataclass(frozen=True, kw_only=True)
 class AuditPlan:
     """What is fixed before training, so that no choice can depend on what the audit sees.
 
@@ -83,7 +107,9 @@ class AuditPlan:
     `guess_share` the share of coins that the one-run ε̂ guesses (half as members, half as not);
     `confidence` of every interval; `delta` of ε̂; `shuffles` of every permutation test;
     `prefix_tokens` and `suffix_tokens` the window of discoverable extraction; `token_forwards`
-    what one canary's exact rank may cost; `require` the requirements the audit is judged by.
+    what one canary's exact rank may cost; `require` the requirements the audit is judged by; `suite` which
+    attacks are made ("quick", "full" or "all") and `inputs` what they may use: these two alone may be
+    chosen anew when an audit is made, for all attacks that are made are paid for.
     """
 
     headline: str = "reference"
@@ -96,6 +122,8 @@ class AuditPlan:
     suffix_tokens: int = 50
     token_forwards: int = 150_000
     require: tuple[str, ...] = ()
+    suite: Literal["quick", "full", "all"] = "quick"
+    inputs: InputPlan = InputPlan()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,18 +10,18 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int32, Int64, Num
+from jaxtyping import Bool, Float, Int32, Int64, Num
 
 from sordino.errors import RunError
 from sordino.evidence import digest_file
 from sordino.run import write_folder
 
-__all__ = ["STATISTICS", "Generated", "Ragged", "Signals", "Statistics", "Store"]
+__all__ = ["STATISTICS", "Generated", "Known", "Ragged", "Shadows", "Signals", "Statistics", "Store"]
 
 STATISTICS = ("logprob", "mean", "variance", "rank", "top")
 """What is known of a scored token; a server may tell less (see `Statistics`)."""
 
-_TYPES = {"I32": np.int32, "I64": np.int64, "F32": np.float32, "F64": np.float64}
+_TYPES = {"I32": np.int32, "I64": np.int64, "F32": np.float32, "F64": np.float64, "BOOL": np.bool_}
 
 Scores = Float[np.ndarray, " records"]
 """One number a record; higher = more likely a member; NaN = the record has nothing to score."""
@@ -124,12 +124,39 @@ class Generated:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shadows:
+    """K models trained as the target was, each on its own random half of what the target may have been trained on.
+
+    `nll` (K, records) is ℓ, the mean negative log-likelihood a token, of each record under each of them, and
+    `included` (K, records) whether it was trained on the record. `how` says in words what they are.
+    """
+
+    nll: Float[np.ndarray, "shadows records"]
+    included: Bool[np.ndarray, "shadows records"]
+    how: str = ""
+
+    def select(self, chosen: Sequence[int]) -> "Shadows":
+        """The same shadows on some records, in the order given."""
+        return Shadows(nll=self.nll[:, list(chosen)], included=self.included[:, list(chosen)], how=self.how)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """Records whose membership the adversary knows (`member`, n); none of them is ever scored or judged."""
+
+    signals: "Signals"
+    member: Bool[np.ndarray, " records"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Signals:
     """What an attack may look at: records and a model's statistics on them, without labels.
 
     `texts` are the target texts of the records; `base` the same records under the untuned (or
     another reference) model; `views` the same records transformed, such as `lowercase`;
-    `generated` what was written after their beginnings, where a subject gives samples.
+    `generated` what was written after their beginnings, where a subject gives samples; `units` whose
+    each record is; `shadows` what shadow models say of them; `known` other records, whose membership
+    the adversary knows; `measured` further numbers, one row a record, by the name of the input that gives them.
     """
 
     record_ids: Sequence[str]
@@ -138,6 +165,10 @@ class Signals:
     base: "Signals | None" = None
     views: Mapping[str, "Signals"] = field(default_factory=dict)
     generated: Generated | None = None
+    units: Sequence[str] = ()
+    shadows: Shadows | None = None
+    known: Known | None = None
+    measured: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """The number of records."""
@@ -157,6 +188,18 @@ class Signals:
         """`base`, for attacks that declare that they need it."""
         assert self.base is not None  # the runner gives a base to every attack that declares it
         return self.base
+
+    @property
+    def shadowed(self) -> Shadows:
+        """`shadows`, for attacks that declare that they need them."""
+        assert self.shadows is not None  # the runner gives them to every attack that declares them
+        return self.shadows
+
+    @property
+    def told(self) -> Known:
+        """`known`, for attacks that declare that they need it."""
+        assert self.known is not None  # the runner gives it to every attack that declares it
+        return self.known
 
     @property
     def written(self) -> Generated:
@@ -211,6 +254,27 @@ class Store:
         except (OSError, ValueError, KeyError, TypeError):
             return {}
         return found if intact else {}
+
+    def arrays(self, key: str) -> dict[str, np.ndarray] | None:
+        """The arrays stored under `key` by `put_arrays`, memory-mapped, or None."""
+        path = self.folder / key / "arrays.safetensors"
+        if not path.exists():
+            return None
+        try:
+            return _mapped(path)
+        except Exception as error:
+            message = f"The numbers in {path.parent} are damaged: {error}."
+            raise RunError(message, "Delete that folder; the audit computes it again.") from error
+
+    def put_arrays(self, key: str, arrays: Mapping[str, np.ndarray], manifest: Mapping[str, object]) -> None:
+        """Store `arrays` under `key` with a readable manifest, whole or not at all."""
+        from safetensors.numpy import save_file
+
+        with write_folder(self.folder / key) as folder:
+            path = folder / "arrays.safetensors"
+            save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
+            written = {**manifest, "digest": digest_file(path)}
+            (folder / "manifest.json").write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
 
     def put(self, key: str, statistics: Statistics, manifest: Mapping[str, object]) -> None:
         """Store `statistics` under `key` with a readable manifest and the file's digest, whole or not at all."""

@@ -26,7 +26,10 @@ from sordino.signals import Signals
 MEMBERSHIP, EXTRACTION = discover("membership"), discover("extraction")
 OURS = (
     "correctness",
+    "dataset_inference",
     "error_zone",
+    "lira",
+    "lira_offline",
     "loss",
     "lowercase",
     "min_k",
@@ -34,7 +37,11 @@ OURS = (
     "modified_entropy",
     "reference",
     "reference_ratio",
+    "rmia",
+    "rmia_offline",
+    "rmia_ratio",
     "samia",
+    "user_inference",
     "windows",
     "zlib",
 )

@@ -55,7 +55,7 @@ def judge_scores(
     def attack(name: str) -> Attack:
         def run(signals: Signals) -> np.ndarray:
             """Return what the test says."""
-            return scores[name] if signals is tuned else (controls or {}).get(name, nothing)
+            return scores[name] if signals.statistics is tuned.statistics else (controls or {}).get(name, nothing)
 
         return Attack(
             name=name, family="membership", run=run, paper="-", access="log-probabilities", base=False, views={}

@@ -9,7 +9,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from typing import Any, Literal
 
@@ -20,11 +20,15 @@ from sordino.errors import AuditError, did_you_mean
 from sordino.serialize import View
 from sordino.signals import STATISTICS, Scores, Signals
 
-__all__ = ["Attack", "Family", "Task", "discover", "extraction", "find", "membership"]
+__all__ = ["SUITES", "Attack", "Family", "Suite", "Task", "discover", "extraction", "find", "membership", "offered"]
 
 Family = Literal["membership", "extraction"]
 Task = Literal["causal-lm", "classification"]
+Suite = Literal["quick", "full", "all"]
+Level = Literal["record", "unit", "dataset"]
 GROUP = "sordino.attacks"
+SUITES: tuple[Suite, ...] = ("quick", "full", "all")
+"""Which attacks an audit makes: those from at most one more pass each, all but those on shadows, all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +39,11 @@ class Attack:
     the untuned model's signals are needed; `views` are the transforms of each record to be scored
     as well; `needs` the statistics of a token it reads, as some servers tell only `logprob`, or
     `samples`: text that the model writes; `paper` its source; `tasks` are the kinds of model on which
-    it means something.
+    it means something. `inputs` are what else the audit must provide, each a file in `sordino.audit.inputs`
+    (`shadows`, `known`, `neighbours` and so on); `cost` says in words what that takes, and `suite` the
+    smallest suite it is part of. A record's score depends on nothing but the record, unless the attack is
+    `joint`. Of the `level` "unit" are scores of whole units, which each of their records bears; "dataset" says
+    that the scores are to be judged by one test over all records, learned from half of them.
     """
 
     name: str
@@ -47,6 +55,11 @@ class Attack:
     views: Mapping[str, View]
     needs: frozenset[str] = frozenset(STATISTICS)
     tasks: tuple[Task, ...] = ("causal-lm",)
+    inputs: frozenset[str] = frozenset()
+    cost: str = "arithmetic"
+    suite: Suite = "quick"
+    level: Level = "record"
+    joint: bool = False
 
     def __call__(self, *args: Any, **parameters: Any) -> Any:
         """Carry out the attack."""
@@ -64,7 +77,7 @@ class Attack:
         return {n: p.default for n, p in signature.parameters.items() if p.default is not p.empty}
 
 
-def membership(
+def membership(  # noqa: PLR0913 - what an attack declares
     *,
     paper: str,
     access: str = "log-probabilities",
@@ -72,8 +85,14 @@ def membership(
     views: Mapping[str, View] | None = None,
     needs: Sequence[str] = STATISTICS,
     tasks: tuple[Task, ...] = ("causal-lm",),
+    inputs: Sequence[str] = (),
+    cost: str | None = None,
+    suite: Suite = "quick",
+    level: Level = "record",
+    joint: bool = False,
 ) -> Callable[[Callable[..., Scores]], Attack]:
     """Mark `(Signals, *, parameters) -> Scores` as a membership attack; higher = more likely a member."""
+    passes = len(views or {})
 
     def mark(function: Callable[..., Scores]) -> Attack:
         return Attack(
@@ -86,9 +105,33 @@ def membership(
             views=dict(views or {}),
             needs=frozenset(needs),
             tasks=tasks,
+            inputs=frozenset(inputs),
+            cost=cost or ("arithmetic" if not passes else f"{passes} more pass{'es' if passes > 1 else ''} a record"),
+            suite=suite,
+            level=level,
+            joint=joint,
         )
 
     return mark
+
+
+def offered(attack: Attack, signals: Signals) -> Signals:
+    """`signals` without all that the attack has not declared: it sees what it says it sees."""
+    # An attack on a data set learns from one half of the records what it does on the other.
+    told = "known" in attack.inputs or attack.level == "dataset"
+    known = signals.known if told else None
+    if known is not None:
+        known = replace(known, signals=offered(attack, replace(known.signals, known=None)))
+    return replace(
+        signals,
+        base=None if signals.base is None or not attack.base else offered(attack, replace(signals.base, base=None)),
+        views={name: view for name, view in signals.views.items() if name in attack.views},
+        generated=signals.generated if "samples" in attack.needs | attack.inputs else None,
+        units=signals.units if attack.level == "unit" else (),
+        shadows=signals.shadows if "shadows" in attack.inputs else None,
+        known=known,
+        measured={name: rows for name, rows in signals.measured.items() if name in attack.inputs},
+    )
 
 
 def extraction(

@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from sordino import stats
-from sordino.attacks.base import Attack, check
+from sordino.attacks.base import Attack, check, offered
 from sordino.records import Example
 from sordino.results import Attempt, AuditPlan, Curve, Estimate
 from sordino.signals import Scores, Signals
 
-__all__ = ["Evidence", "Outcome", "delta", "estimate", "evaluate", "score"]
+__all__ = ["Evidence", "Outcome", "curve", "delta", "estimate", "evaluate", "score"]
 
 _POINTS = 200
 
@@ -70,8 +70,8 @@ class Outcome:
 
 
 def score(attack: Attack, signals: Signals) -> Scores:
-    """The attack's scores on `signals`, checked."""
-    return check(signals, attack(signals), attack)
+    """The attack's scores on what it has declared of `signals`, checked."""
+    return check(signals, attack(offered(attack, signals)), attack)
 
 
 def evaluate(
@@ -142,7 +142,8 @@ def delta(outcome: Outcome, names: Sequence[str], confidence: float) -> Estimate
     return replace(found, method=f"{outcome.attempts[best].name}, {found.method}")
 
 
-def _curve(scores: Scores, member: np.ndarray) -> Curve:
+def curve(scores: Scores, member: np.ndarray) -> Curve:
+    """The ROC curve of `scores`, thinned."""
     fpr, tpr = stats.thin(*stats.roc(scores, member), _POINTS)
     return Curve(fpr=tuple(fpr.tolist()), tpr=tuple(tpr.tolist()))
 
@@ -162,8 +163,8 @@ def _attempt(
         p_value=p_value,
         records=len(scores),
         coins=len(np.unique(evidence.group)),
-        roc=_curve(scores, evidence.member),
-        control_roc=None if control is None else _curve(control, evidence.member),
+        roc=curve(scores, evidence.member),
+        control_roc=None if control is None else curve(control, evidence.member),
     )
 
 

@@ -2,7 +2,7 @@
 
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -11,30 +11,34 @@ import numpy as np
 
 import sordino
 from sordino import stats
-from sordino.attacks.base import Attack, discover, find
+from sordino.attacks.base import Suite, discover
 from sordino.audit.blind import blind_baseline
+from sordino.audit.choosing import Chosen, choose
 from sordino.audit.claimed import claimed
 from sordino.audit.collecting import Collector, Ticker
+from sordino.audit.datasets import attempts_on_the_set
 from sordino.audit.evaluate import Evidence, Outcome, delta, estimate, evaluate
 from sordino.audit.external import create_external
 from sordino.audit.extracted import Passage, attempt
 from sordino.audit.gates import base_gate, blind_gate, bound_gate, canary_gate, lower_bound, shuffle_gate
+from sordino.audit.inputs import Context, provide
 from sordino.audit.planted import Found, canary_levels, expose
 from sordino.audit.require import check_names, judge, parse
 from sordino.audit.settings import load_external
-from sordino.audit.subjects import Subject, Trained
+from sordino.audit.subjects import Trained
 from sordino.audit.verdict import UNTESTED_ELSEWHERE, UNTESTED_TEXT, Findings, claims, threat_model, untested, verdict
 from sordino.audit.written import Written
 from sordino.errors import AuditError
 from sordino.records import Example, Split
+from sordino.records.placed import where
 from sordino.records.store import load as load_split
-from sordino.results import Attempt, AuditPlan, AuditReport, Estimate, Gate, Notice, encode
+from sordino.results import Attempt, AuditPlan, AuditReport, Estimate, Gate, InputPlan, Notice, encode
 from sordino.run import Run
 from sordino.signals import Signals
 
 __all__ = ["audit", "audit_model"]
 
-_HALVES, _SHUFFLES, _BLIND, _REDRAW = 11, 12, 13, 14
+_HALVES, _SHUFFLES, _BLIND, _REDRAW, _KNOWN, _INPUTS = 11, 12, 13, 14, 15, 16
 
 
 @dataclass(frozen=True)
@@ -52,16 +56,18 @@ def audit(
     *,
     require: Sequence[str] = (),
     attacks: Sequence[str] = (),
+    suite: Suite | None = None,
+    inputs: InputPlan | None = None,
     ticker: Ticker = lambda name, total: lambda done: None,
 ) -> AuditReport:
     """Audit `run`, write audit.json and attacks/, and return the report.
 
     `require` adds requirements to those of the plan; `attacks` limits the membership attacks by name
-    (the pre-declared one is always among them). What was computed before is not computed again.
-    Raises `AuditError` or `ConfigError` where that cannot be done as asked.
+    (the pre-declared one is always among them), `suite` and `inputs` replace the plan's. What was computed
+    before is not computed again. Raises `AuditError` or `ConfigError` where that cannot be done as asked.
     """
     with run.lock():
-        return _audit(run, require, attacks, ticker)
+        return _audit(run, require, attacks, suite, inputs, ticker)
 
 
 def audit_model(
@@ -86,24 +92,36 @@ def audit_model(
     return run
 
 
-def _audit(run: Run, require: Sequence[str], names: Sequence[str], ticker: Ticker) -> AuditReport:
+def _audit(
+    run: Run,
+    require: Sequence[str],
+    names: Sequence[str],
+    suite: Suite | None,
+    inputs: InputPlan | None,
+    ticker: Ticker,
+) -> AuditReport:
     started = time.monotonic()
     collector = Collector(run, ticker)
     placed = load_split(run.records)
-    plan = _with_requirements(collector.card.plan, require)
-    chosen = _chosen(names, plan, collector.subject)
-    windowed = chosen.extraction
-    check_names(plan.require, _known_metrics(chosen, plan, collector))
-    seeds = _Seeds(collector.card.seed)
-
+    plan, seeds = _with_requirements(collector.card.plan, require), _Seeds(collector.card.seed)
+    plan = replace(plan, suite=suite or plan.suite, inputs=inputs or plan.inputs)
     candidates = list(placed.candidates)
     if not candidates:
         message = f"{run.path} has no audit candidates: it was trained with split.candidates: 0."
         raise AuditError(message, "Train with candidates to be able to audit.")
+    context = Context(
+        collector=collector, examples=candidates, known=_told(placed, plan, seeds(_KNOWN)), plan=plan,
+        seed=seeds(_INPUTS),
+    )  # fmt: skip
+    chosen = choose(names, context)
+    windowed = chosen.extraction
+    check_names(plan.require, _known_metrics(chosen, plan, collector))
+
     views = {name: view for attack in chosen.membership.values() for name, view in attack.views.items()}
-    pair = collector.signals(candidates, views)
+    wanted = {name for attack in chosen.membership.values() for name in attack.inputs}
+    pair = provide(wanted, context, collector.signals(candidates, views))
     evidence = Evidence.of(candidates, seeds(_HALVES))
-    outcome = evaluate(chosen.membership, *pair, evidence, plan, seeds(_SHUFFLES))
+    outcome = evaluate(chosen.scoring, *pair, evidence, plan, seeds(_SHUFFLES))
     pulled = [attempt(a, collector, candidates, pair, evidence, plan) for a in windowed.values()]
     _write_private(run, candidates, outcome, [p for _, passages in pulled for p in passages])
     found = _exposed(collector, placed, plan)
@@ -126,6 +144,7 @@ def _audit(run: Run, require: Sequence[str], names: Sequence[str], ticker: Ticke
         if collector.subject.trained_here
         else delta(outcome, [n for n, a in chosen.membership.items() if not a.base], plan.confidence),
     )
+    outcome = replace(outcome, attempts=(*outcome.attempts, *attempts_on_the_set(chosen.on_the_set, outcome, plan)))
     report = _report(collector, outcome, findings, bound, plan)
     report = replace(
         report,
@@ -135,6 +154,15 @@ def _audit(run: Run, require: Sequence[str], names: Sequence[str], ticker: Ticke
     run.write_audit(report)
     run.event("audited", verdict=report.verdict.state, forwards=collector.forwards)
     return report
+
+
+def _told(placed: Split, plan: AuditPlan, seed: int) -> list[Example]:
+    """Records whose membership the adversary knows: not candidates, so never judged; at most so many on a side."""
+    rng, found = np.random.default_rng(seed), []
+    for side in (where(placed.examples, "train"), where(placed.examples, "validation")):
+        chosen = rng.permutation(len(side))[: plan.inputs.known]
+        found += [side[i] for i in np.sort(chosen)]
+    return found
 
 
 def _exposed(collector: Collector, placed: Split, plan: AuditPlan) -> list[Found]:
@@ -158,65 +186,7 @@ def _with_requirements(plan: AuditPlan, require: Sequence[str]) -> AuditPlan:
     return replace(plan, require=texts, fpr=tuple(sorted((f for f in fpr if 0 < f < 1), reverse=True)))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Chosen:
-    """The attacks to carry out, and in words those that this access does not allow."""
-
-    membership: Mapping[str, Attack]
-    extraction: Mapping[str, Attack]
-    left_out: tuple[str, ...]
-
-
-def _chosen(names: Sequence[str], plan: AuditPlan, subject: Subject | Written) -> _Chosen:
-    """The attacks asked for, as far as the subject has what they need.
-
-    Raises `AuditError` for a name that is not there, or that was asked for and cannot be carried out.
-    """
-    for name in (plan.headline, *names):
-        find("membership", name, subject.task)
-    known = {n: a for n, a in discover("membership").items() if subject.task in a.tasks}
-    wanted = {
-        n: a for n, a in known.items() if not names or n in names or (subject.trained_here and n == plan.headline)
-    }
-    windowed = {n: a for n, a in discover("extraction").items() if n != "exposure" and subject.task in a.tasks}
-    lacking = {n: why for n, a in (wanted | windowed).items() if (why := _lacking(a, subject))}
-    for name in names:
-        if name in lacking:
-            raise AuditError(f"The attack '{name}' cannot be carried out here: it needs {lacking[name]}.", _HINT)
-    membership = {n: a for n, a in wanted.items() if n not in lacking}
-    if not membership:
-        raise AuditError("No membership attack can be carried out with this access.", _HINT)
-    return _Chosen(
-        membership=membership,
-        extraction={n: a for n, a in windowed.items() if n not in lacking},
-        left_out=_left_out(lacking, {**known, **windowed}, subject),
-    )
-
-
-_HINT = "Give --base, an --endpoint with prompt log-probabilities, or the weights; see `sordino audit --list`."
-_TEXT = frozenset({"samples"})
-
-
-def _left_out(lacking: Mapping[str, str], known: Mapping[str, Attack], subject: Subject | Written) -> tuple[str, ...]:
-    if isinstance(subject, Written):
-        names = ", ".join(lacking)
-        return (
-            (f"Attacks on log-probabilities ({names}): of this server only generated text was seen.",) if names else ()
-        )
-    # That no adversary was tried who sees only text stands among what is untested, whatever the attacks are.
-    return tuple(f"The attack {n}: it needs {why}." for n, why in lacking.items() if known[n].needs != _TEXT)
-
-
-def _lacking(attack: Attack, subject: Subject | Written) -> str:
-    """What an attack needs and the subject has not, in words."""
-    if attack.needs == _TEXT and not isinstance(subject, Written):
-        return "generated text, which only a server is asked for (--endpoint with --access text)"
-    missing = sorted(attack.needs - subject.gives)
-    words = ["the untuned base model"] if attack.base and not subject.has_base else []
-    return " and ".join(words + ([f"{', '.join(missing)} of each token"] if missing else []))
-
-
-def _known_metrics(chosen: _Chosen, plan: AuditPlan, collector: Collector) -> list[str]:
+def _known_metrics(chosen: Chosen, plan: AuditPlan, collector: Collector) -> list[str]:
     rates = ["auc", *(f"tpr@{f:g}fpr" for f in plan.fpr)]
     owners = ["membership", *(f"membership.{n}" for n in chosen.membership)]
     shares = [f"extraction.{n}.{k}" for n in chosen.extraction for k in ("rate", "excess")]

@@ -1,0 +1,96 @@
+"""Which attacks an audit makes, and in words why it does not make the others: none is left out in silence."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sordino.attacks.base import SUITES, Attack, discover, find
+from sordino.audit.inputs import Context, lacking
+from sordino.audit.subjects import Subject
+from sordino.audit.written import Written
+from sordino.errors import AuditError
+
+__all__ = ["Chosen", "choose"]
+
+_HINT = "Give --base, an --endpoint with prompt log-probabilities, or the weights; see `sordino audit --list`."
+_TEXT = frozenset({"samples"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """The attacks to carry out, and in words those that are not."""
+
+    membership: Mapping[str, Attack]
+    extraction: Mapping[str, Attack]
+    left_out: tuple[str, ...]
+
+    @property
+    def scoring(self) -> dict[str, Attack]:
+        """Those that score each record, or unit, alone."""
+        return {n: a for n, a in self.membership.items() if a.level != "dataset"}
+
+    @property
+    def on_the_set(self) -> dict[str, Attack]:
+        """Those that test the whole data set by the scores of the others."""
+        return {n: a for n, a in self.membership.items() if a.level == "dataset"}
+
+
+def choose(names: Sequence[str], context: Context) -> Chosen:
+    """The attacks of the plan's suite, or those `names`, as far as the subject has what they need.
+
+    Raises `AuditError` for a name that is not there, or that was asked for and cannot be carried out.
+    """
+    plan, subject = context.plan, context.collector.subject
+    for name in (plan.headline, *names):
+        find("membership", name, subject.task)
+    known = {n: a for n, a in discover("membership").items() if subject.task in a.tasks}
+    asked = set(names) | ({plan.headline} if subject.trained_here or not names else set())
+    suite = {n for n, a in known.items() if SUITES.index(a.suite) <= SUITES.index(plan.suite)}
+    wanted = {n: a for n, a in known.items() if n in (asked if names else asked | suite)}
+    windowed = {n: a for n, a in discover("extraction").items() if n != "exposure" and subject.task in a.tasks}
+    missing = {n: why for n, a in (known | windowed).items() if (why := _lacking(a, context))}
+    for name in names:
+        if name in missing:
+            raise AuditError(f"The attack '{name}' cannot be carried out here: it needs {missing[name]}.", _HINT)
+    membership = {n: a for n, a in wanted.items() if n not in missing}
+    if not any(a.level != "dataset" for a in membership.values()):
+        raise AuditError("No membership attack can be carried out with this access.", _HINT)
+    lacked = {n: why for n, why in missing.items() if n in wanted or n in windowed}
+    later = [n for n in known if n not in wanted and n not in missing] if not names else []
+    return Chosen(
+        membership=membership,
+        extraction={n: a for n, a in windowed.items() if n not in missing},
+        left_out=(*_left_out(lacked, {**known, **windowed}, subject), *_dearer(later, known)),
+    )
+
+
+def _dearer(names: Sequence[str], known: Mapping[str, Attack]) -> tuple[str, ...]:
+    """Attacks that a larger suite has."""
+    told = []
+    for suite in SUITES[1:]:
+        mine = ", ".join(n for n in names if known[n].suite == suite)
+        if mine:
+            told.append(f"Attacks that cost more ({mine}): `sordino audit RUN --suite {suite}` makes them.")
+    return tuple(told)
+
+
+def _left_out(lacked: Mapping[str, str], known: Mapping[str, Attack], subject: Subject | Written) -> tuple[str, ...]:
+    if isinstance(subject, Written):
+        names = ", ".join(n for n in lacked if known[n].needs)
+        return (
+            (f"Attacks on log-probabilities ({names}): of this server only generated text was seen.",) if names else ()
+        )
+    # That no adversary was tried who sees only text stands among what is untested, whatever the attacks are.
+    return tuple(f"The attack {n}: it needs {why}." for n, why in lacked.items() if known[n].needs != _TEXT)
+
+
+def _lacking(attack: Attack, context: Context) -> str:
+    """What an attack needs and the subject has not, in words."""
+    subject = context.collector.subject
+    if attack.needs == _TEXT and not isinstance(subject, Written):
+        return "generated text, which only a server is asked for (--endpoint with --access text)"
+    missing = sorted(attack.needs - subject.gives)
+    words = ["the untuned base model"] if attack.base and not subject.has_base else []
+    words += [f"{', '.join(missing)} of each token"] if missing else []
+    # What is missing anyway need not be asked twice.
+    words += [more] if not words and (more := lacking(attack.inputs, context)) else []
+    return " and ".join(words)

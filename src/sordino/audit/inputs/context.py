@@ -1,0 +1,44 @@
+"""What an input of attacks is made from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sordino.audit.collecting import Collector
+from sordino.records import Example
+from sordino.results import AuditPlan, InputPlan
+from sordino.signals import Signals
+
+__all__ = ["Context", "Pair"]
+
+Pair = tuple[Signals, Signals | None]
+"""The signals of the tuned model and, where there is one, of the untuned model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """The run (`collector`), the `examples` that are judged, and those whose membership the adversary knows.
+
+    `known` are records with another role than candidate: trained on for certain, or certainly not. `seed`
+    is the audit's own.
+    """
+
+    collector: Collector
+    examples: Sequence[Example]
+    known: Sequence[Example]
+    plan: AuditPlan
+    seed: int
+
+    @property
+    def settings(self) -> InputPlan:
+        """What the plan says of inputs."""
+        return self.plan.inputs
+
+    @property
+    def members(self) -> list[Example]:
+        """Known records that were trained on."""
+        return [e for e in self.known if e.included]
+
+    @property
+    def nonmembers(self) -> list[Example]:
+        """Known records that were not."""
+        return [e for e in self.known if not e.included]
