@@ -151,7 +151,7 @@ def _audit(
     report = replace(
         report,
         untested=(*chosen.left_out, *untested(_kind(collector), chosen.membership, discover("membership"))),
-        seconds={**report.seconds, "audit": round(time.monotonic() - started, 2)},
+        seconds={**report.seconds, **context.seconds, "audit": round(time.monotonic() - started, 2)},
     )
     run.write_audit(report)
     run.event("audited", verdict=report.verdict.state, forwards=collector.forwards)
