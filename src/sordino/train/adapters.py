@@ -151,7 +151,7 @@ class Adapters:
 
     def state(self, k: int) -> dict[str, Tensor]:
         """Adapter `k` as PEFT's state dictionary: `….lora_A.weight` (r, d) and `….lora_B.weight` (o, r), copied."""
-        state = {}
+        state: dict[str, Tensor] = {}
         for layer in self.layers:
             a, b = layer.factors(self.flat[k : k + 1])
             state |= {f"{layer.name}.lora_A.weight": a[0].clone(), f"{layer.name}.lora_B.weight": b[0].clone()}
@@ -159,7 +159,7 @@ class Adapters:
 
     def load_state(self, k: int, state: Mapping[str, Tensor]) -> None:
         """Give adapter `k` the values of `state`; raises `ModelError` where names or shapes are others."""
-        places = {}
+        places: dict[str, Tensor] = {}
         for layer in self.layers:
             a, b = layer.factors(self.flat[k : k + 1])
             places |= {f"{layer.name}.lora_A.weight": a[0], f"{layer.name}.lora_B.weight": b[0]}
@@ -208,13 +208,13 @@ def _check(model: Model, method: MethodConfig, seeds: Sequence[int]) -> None:
         (method.kind != "lora", f"method.kind is {method.kind}", "only lora adapters can be stacked"),
         (method.variant == "dora", "method.variant is dora", "it divides by the norm of a weight of its own"),
         (method.dropout > 0, f"method.dropout is {method.dropout:g}", "stacked adapters have none"),
-        (model.classes is not None, "task is classification", "its head is trained whole (modules_to_save)"),
-        (model.method is not None, "the model is tuned already", "adapters are stacked on its base"),
-        (len(seeds) < 1, "there are 0 seeds", "each makes an adapter"),
+        (model.classes is not None, "The task is classification", "its head is trained whole (modules_to_save)"),
+        (model.method is not None, "The model is tuned already", "adapters are stacked on its base"),
+        (len(seeds) < 1, "There are 0 seeds", "each makes an adapter"),
     )
     for bad, what, why in refused:
         if bad:
-            raise ConfigError(f"{what[0].upper()}{what[1:]}, but {why}.", _ONE_BY_ONE)
+            raise ConfigError(f"{what}, but {why}.", _ONE_BY_ONE)
     kinds = {p.dtype for p in model.module.parameters()}
     if not kinds <= {torch.float32} and not kinds <= {torch.float64}:
         names = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))

@@ -85,7 +85,8 @@ class StackedLinear:
     def back(self, grad: Tensor) -> Tensor:
         """The gradient of the input of `base`."""
         weight: Any = self.module.weight
-        return grad @ (weight.t() if self.transposed else weight)
+        found: Tensor = grad @ (weight.t() if self.transposed else weight)
+        return found
 
 
 def _check_rows(name: str, x: Tensor, part: Part) -> None:
@@ -111,7 +112,7 @@ class _Corrected(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None]:
         layer, part = ctx.layer, ctx.part
         grouped, low = ctx.saved_tensors
