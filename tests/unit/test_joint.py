@@ -18,9 +18,10 @@ from sordino.train.loop import train
 FAMILIES = ("llama", "gpt2", "gpt_neox", "qwen2", "qwen3", "mistral", "opt", "gemma", "gemma2")
 LORA = MethodConfig(rank=4, alpha=8.0)
 SEEDS = (3, 8, 21)
-# The gradients are longer than `clip`, and the warm-up ends within the steps.
+# The gradients are longer than `clip`, and the warm-up ends within the steps. Ten times the usual rate: norms are in
+# float32 whatever the weights are, and AdamW makes steps of the whole rate out of gradients that are hardly more.
 CONFIG = TrainConfig(
-    epochs=2, batch_size=3, learning_rate=0.02, warmup=0.4, schedule="cosine", clip=0.05, weight_decay=0.01
+    epochs=2, batch_size=3, learning_rate=2e-3, warmup=0.4, schedule="cosine", clip=0.05, weight_decay=0.01
 )
 
 
@@ -37,9 +38,9 @@ def subsets(count=14):
     return [sorted(rng.choice(count, size, replace=False).tolist()) for size in (3, 7, 10)]
 
 
-def alone(folder, model, tokens, subset, config, seed, method=LORA):
+def alone(folder, model, records, seed, *, config=CONFIG, method=LORA):
     tuned = attach(fresh(model), method, seed)
-    train(new_run(folder, f"s{seed}"), tuned, ([tokens[i] for i in subset], []), config, seed=seed)
+    train(new_run(folder, f"s{seed}"), tuned, (records, []), config, seed=seed)
     return {n.replace(".default", ""): p.detach() for n, p in tuned.module.named_parameters() if ".lora_" in n}
 
 
@@ -57,8 +58,8 @@ def test_together_each_becomes_what_it_becomes_alone(family, make_model, tmp_pat
     result = train_joint(tmp_path / "joint", adapters, tokens, parts, CONFIG)
     assert result.steps == (2, 6, 8) and result.progress.step == 8
     for k, seed in enumerate(SEEDS):
-        assert (adapters.flat[k] - before[k]).abs().max() > 1e-3
-        assert differs(adapters, k, alone(tmp_path, model, tokens, parts[k], CONFIG, seed)) <= 1e-6
+        assert (adapters.flat[k] - before[k]).abs().max() > 1e-4
+        assert differs(adapters, k, alone(tmp_path, model, [tokens[i] for i in parts[k]], seed)) <= 1e-6
 
 
 @pytest.mark.parametrize("variant", ["rslora", "ffa"])
@@ -67,7 +68,8 @@ def test_variants_become_what_they_become_alone(variant, make_model, tmp_path):
     model, tokens, parts = double(make_model, "llama"), some_tokens(14), subsets()
     adapters = Adapters(model, method, SEEDS)
     train_joint(tmp_path / "joint", adapters, tokens, parts, CONFIG)
-    assert differs(adapters, 1, alone(tmp_path, model, tokens, parts[1], CONFIG, SEEDS[1], method)) <= 1e-6
+    wanted = alone(tmp_path, model, [tokens[i] for i in parts[1]], SEEDS[1], method=method)
+    assert differs(adapters, 1, wanted) <= 1e-6
 
 
 @pytest.mark.parametrize("at_once", [1, 60, 200])
