@@ -95,13 +95,13 @@ class Trunk:
             raise ModelError("A block gives back more than hidden states.", "Set trunk='off'.")
 
 
-def find_trunk(model: Model, names: Sequence[str]) -> Trunk | str | None:
+def find_trunk(model: Model, names: Sequence[str], *, training: bool) -> Trunk | str | None:
     """The trunk of `model` below the modules called `names`; None where they reach down to the first block.
 
     Where there is one that cannot be skipped exactly, the reason why, as words.
 
     It is tried on a few tokens: states of single records, padded with zeros, must give the logits of the whole model,
-    and must be the same in training mode, where dropout would change them from pass to pass.
+    and for `training` must be the same in training mode, where dropout would change them from pass to pass.
     """
     module = model.module
     count = int(module.config.get_text_config().num_hidden_layers)
@@ -117,14 +117,14 @@ def find_trunk(model: Model, names: Sequence[str]) -> Trunk | str | None:
         return None
     trunk = Trunk(module, stack, depth)
     try:
-        exact = _is_exact(model, trunk)
+        exact = _is_exact(model, trunk, training)
     except (SordinoError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
         exact = False
     return trunk if exact else f"the blocks of {type(module).__name__} cannot be skipped exactly"
 
 
 @torch.no_grad()
-def _is_exact(model: Model, trunk: Trunk) -> bool:
+def _is_exact(model: Model, trunk: Trunk, training: bool) -> bool:
     vocabulary = int(model.module.config.get_text_config().vocab_size)
     rows = [torch.arange(8, device=model.device)[None] % vocabulary, torch.arange(3, 8, device=model.device)[None]]
     mask = torch.ones(2, 8, dtype=torch.int64, device=model.device)
@@ -139,7 +139,7 @@ def _is_exact(model: Model, trunk: Trunk) -> bool:
         with trunk.skipped():
             trunk.states = torch.nn.utils.rnn.pad_sequence(apart, batch_first=True)
             found = model.module(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        model.module.train()
+        model.module.train(training)
         random = trunk.run(ids, mask), trunk.run(ids, mask)
     finally:
         model.module.train(was_training)
