@@ -134,4 +134,5 @@ class _Corrected(torch.autograd.Function):
 
 def _add(into: Tensor, left: Tensor, right: Tensor) -> None:
     """Add leftᵀ·right of each piece to `into`."""
-    into.baddbmm_(left.transpose(1, 2), right)
+    # Not in place: the rows of `into` are far apart, and batched products then go one by one.
+    into.add_(torch.bmm(left.transpose(1, 2), right))
