@@ -2,7 +2,7 @@
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -148,7 +148,7 @@ def _audit(
         else delta(outcome, [n for n, a in chosen.membership.items() if not a.base], plan.confidence),
     )
     outcome = replace(outcome, attempts=(*outcome.attempts, *attempts_on_the_set(chosen.on_the_set, outcome, plan)))
-    report = _report(collector, outcome, findings, bound, plan)
+    report = _report(collector, outcome, findings, bound, plan, wanted)
     report = replace(
         report,
         untested=(*chosen.left_out, *untested(_kind(collector), chosen.membership, discover("membership"))),
@@ -284,7 +284,12 @@ def _findings(
 
 
 def _report(
-    collector: Collector, outcome: Outcome, findings: Findings, bound: Estimate | None, plan: AuditPlan
+    collector: Collector,
+    outcome: Outcome,
+    findings: Findings,
+    bound: Estimate | None,
+    plan: AuditPlan,
+    inputs: Collection[str],
 ) -> AuditReport:
     card, evidence, here = collector.card, outcome.evidence, findings.trained_here
     metrics = _metrics(outcome, findings, bound)
@@ -295,7 +300,7 @@ def _report(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         verdict=verdict(findings),
         task=findings.task,
-        threat_model=threat_model(findings, access, collector.subject.has_base),
+        threat_model=threat_model(findings, access, collector.subject.has_base, inputs),
         claims=claims(findings),
         attempts=attempts,
         canaries=tuple(findings.canaries),
