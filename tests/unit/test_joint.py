@@ -1,6 +1,7 @@
 """Adapters trained together against each trained alone by the ordinary loop."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -79,6 +80,17 @@ def test_how_much_is_computed_at_once_changes_nothing_beyond_rounding(at_once, m
     for options in (JointOptions(), JointOptions(tokens_at_once=at_once)):
         adapters = Adapters(model, LORA, SEEDS)
         train_joint(tmp_path / str(options.tokens_at_once), adapters, tokens, parts, CONFIG, options=options)
+        found.append(adapters.flat)
+    assert (found[0] - found[1]).abs().max() <= 1e-9
+
+
+def test_activations_computed_twice_change_nothing(make_model, tmp_path):
+    model, tokens, parts = double(make_model, "llama"), some_tokens(14), subsets()
+    found = []
+    for again in (False, True):
+        adapters = Adapters(model, LORA, SEEDS)
+        config = replace(CONFIG, gradient_checkpointing=again)
+        train_joint(tmp_path / str(again), adapters, tokens, parts, config)
         found.append(adapters.flat)
     assert (found[0] - found[1]).abs().max() <= 1e-9
 
