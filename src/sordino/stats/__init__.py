@@ -14,6 +14,7 @@ from sordino.stats.epsilon import (
     one_run_guesses,
     one_run_p_value,
 )
+from sordino.stats.fdp import epsilon_f_dp, f_dp_mu, f_dp_p_value
 from sordino.stats.means import bootstrap, mean_interval, perplexity_interval, ratio_interval
 from sordino.stats.multiplicity import benjamini_hochberg, conformal_p, holm
 from sordino.stats.permutation import max_t
@@ -32,9 +33,12 @@ __all__ = [
     "clopper_pearson",
     "conformal_p",
     "delong",
+    "epsilon_f_dp",
     "epsilon_from_gdp",
     "epsilon_one_run",
     "epsilon_two_sided",
+    "f_dp_mu",
+    "f_dp_p_value",
     "gdp_mu",
     "holm",
     "korn_graubard",
