@@ -80,7 +80,8 @@ class AuditPlan:
     """What is fixed before training, so that no choice can depend on what the audit sees.
 
     `headline` is the attack of the pre-declared ε̂; `fpr` the false-positive rates of TPR figures;
-    `guess_share` the share of coins that the one-run ε̂ guesses (half as members, half as not);
+    `bound` says which ε̂ of one run is computed: "one-run" (of any mechanism) or "f-dp" (tighter, and of
+    Gaussian mechanisms only); `guess_share` the share of coins that it guesses (half as members, half as not);
     `confidence` of every interval; `delta` of ε̂; `shuffles` of every permutation test;
     `prefix_tokens` and `suffix_tokens` the window of discoverable extraction; `token_forwards`
     what one canary's exact rank may cost; `require` the requirements the audit is judged by.
@@ -88,6 +89,7 @@ class AuditPlan:
 
     headline: str = "reference"
     fpr: tuple[float, ...] = (0.1, 0.01, 0.001)
+    bound: Literal["one-run", "f-dp"] = "one-run"
     guess_share: float = 0.2
     confidence: float = 0.95
     delta: float = 1e-5

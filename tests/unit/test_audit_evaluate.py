@@ -1,5 +1,7 @@
 """From scores to estimates: choices on one half, figures on the other, and no leak where there is none."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from audit_fixtures import blank_signals, candidates, judge_scores
@@ -136,6 +138,17 @@ def test_the_lower_bound_is_that_of_its_guesses(right):
     assert bound.value == bound.low == stats.epsilon_one_run(100, 20, right, PLAN.delta, 0.95)
     assert bound.high == stats.UNBOUNDED and f"{right} of 20 guesses right over 100 coins" in bound.method
     assert (bound.value > 1.5) == (right == 20)
+
+
+def test_the_lower_bound_is_the_one_declared_and_says_of_what_it_speaks():
+    member = np.arange(100) >= 50
+    found = judge_scores({"a": np.arange(100.0)}, member, PLAN)
+    bound, guesses, right = lower_bound(found, replace(PLAN, bound="f-dp"))
+    assert bound.value == stats.epsilon_f_dp(100, 20, 20, PLAN.delta) and (guesses, right) == (20, 20)
+    assert bound.method.startswith("f-DP one-run lower bound for Gaussian mechanisms")
+    assert bound.value != lower_bound(found, PLAN)[0].value
+    gate = shuffle_gate(found, replace(PLAN, bound="f-dp"), 0)
+    assert gate.passed is True
 
 
 def test_the_lower_bound_counts_coins_not_records():
