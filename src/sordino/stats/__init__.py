@@ -20,7 +20,7 @@ from sordino.stats.multiplicity import benjamini_hochberg, conformal_p, holm
 from sordino.stats.permutation import max_t
 from sordino.stats.proportions import clopper_pearson, korn_graubard
 from sordino.stats.ranking import PairedDifference, auc, delong, paired_delong, smallest_detectable_auc
-from sordino.stats.thresholds import calibration_split, tpr_at_fpr, tpr_at_fpr_in_sample
+from sordino.stats.thresholds import calibration_split, three_way_split, tpr_at_fpr, tpr_at_fpr_in_sample
 
 __all__ = [
     "UNBOUNDED",
@@ -52,6 +52,7 @@ __all__ = [
     "roc",
     "smallest_detectable_auc",
     "thin",
+    "three_way_split",
     "tpr_at_fpr",
     "tpr_at_fpr_in_sample",
 ]
