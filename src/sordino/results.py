@@ -221,11 +221,11 @@ class AuditReport:
     """`audit.json`: everything an audit may say to somebody who does not hold the data.
 
     `metrics` is every figure under its full name (`membership.auc`, `membership.loss.auc`,
-    `extraction.prefix.rate`, `canaries.exposure@16`, `utility.perplexity`, `epsilon.lower`), the
-    names that requirements use. `utility` has `perplexity` and `base_perplexity` on validation
-    records, or of a classifier `accuracy`, `loss` and theirs. `counts` tells the evidence (members,
-    non-members, coins, records by role). `untested` names what a reader might assume and nobody
-    measured. `provenance` has digests and versions.
+    `membership.identified@0.05fdr`, `extraction.prefix.rate`, `canaries.exposure@16`,
+    `utility.perplexity`, `epsilon.lower`), the names that requirements use. `utility` has
+    `perplexity` and `base_perplexity` on validation records, or of a classifier `accuracy`, `loss`
+    and theirs. `counts` tells the evidence (members, non-members, coins, records by role).
+    `untested` names what a reader might assume and nobody measured. `provenance` has digests and versions.
     `trained_here` is False for a model that Sordino did not train: there are no coins and no ε̂.
     """
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from sordino import stats
 from sordino.attacks.base import Attack, check
+from sordino.audit.identified import Identified, identify
 from sordino.records import Example
 from sordino.results import Attempt, AuditPlan, Curve, Estimate
 from sordino.signals import Scores, Signals
@@ -59,11 +60,13 @@ class Evidence:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """All membership attacks on one run: `scores` (attacks, records) and what they come to.
+    """All membership attacks on one run: `scores` (attacks, records), ids of `records`, and what they come to.
 
-    `control_scores` are those under the untuned model, None where there is none.
+    `control_scores` are those under the untuned model, None where there is none; `identified` is what the
+    strongest attack says of single records.
     """
 
+    records: tuple[str, ...]
     attempts: tuple[Attempt, ...]
     scores: np.ndarray
     control_scores: np.ndarray | None
@@ -71,6 +74,7 @@ class Outcome:
     p_value: float
     strongest: str
     headline: Mapping[str, Estimate]
+    identified: Identified
     unscored: int
 
 
@@ -106,14 +110,20 @@ def evaluate(
         for i, attack in enumerate(attacks.values())
     )
     strongest, headline = _strongest(list(attacks), scores, judged, plan)
+    best = scores[list(attacks).index(strongest)]
+    identified = identify(
+        best, judged.member, judged.group, judged.calibrate, ~judged.choose & ~judged.calibrate, plan.confidence
+    )
     return Outcome(
+        records=tuple(r for r, kept in zip(signals.record_ids, keep, strict=True) if kept),
         attempts=attempts,
         scores=scores,
         control_scores=controls,
         evidence=judged,
         p_value=overall,
         strongest=strongest,
-        headline=headline,
+        headline={**headline, **identified.estimates},
+        identified=identified,
         unscored=int((~keep).sum()),
     )
 

@@ -19,6 +19,7 @@ from sordino.audit.evaluate import Evidence, Outcome, delta, estimate, evaluate
 from sordino.audit.external import create_external
 from sordino.audit.extracted import Passage, attempt
 from sordino.audit.gates import base_gate, blind_gate, bound_gate, canary_gate, lower_bound, shuffle_gate
+from sordino.audit.identified import IDENTIFIED
 from sordino.audit.planted import Found, canary_levels, expose
 from sordino.audit.require import check_names, judge, parse
 from sordino.audit.settings import load_external
@@ -220,7 +221,7 @@ def _known_metrics(chosen: _Chosen, plan: AuditPlan, collector: Collector) -> li
     rates = ["auc", *(f"tpr@{f:g}fpr" for f in plan.fpr)]
     owners = ["membership", *(f"membership.{n}" for n in chosen.membership)]
     shares = [f"extraction.{n}.{k}" for n in chosen.extraction for k in ("rate", "excess")]
-    known = [f"{o}.{r}" for o in owners for r in rates] + shares
+    known = [f"{o}.{r}" for o in owners for r in rates] + shares + [f"membership.{IDENTIFIED}"]
     if not isinstance(collector.subject, Trained):
         return [*known, "membership.delta_auc"]
     useful, levels = ["accuracy", "loss"], []
@@ -234,7 +235,13 @@ def _known_metrics(chosen: _Chosen, plan: AuditPlan, collector: Collector) -> li
 def _write_private(run: Run, candidates: Sequence[Example], outcome: Outcome, passages: Sequence[Passage]) -> None:
     """Per-record scores and extracted text stay in private/."""
     scores = {a.name: row.tolist() for a, row in zip(outcome.attempts, outcome.scores, strict=True)}
-    rows = {"member": outcome.evidence.member.tolist(), "scores": scores}
+    single = {"p_values": outcome.identified.p_values.tolist(), "called": outcome.identified.called.tolist()}
+    rows = {
+        "records": list(outcome.records),
+        "member": outcome.evidence.member.tolist(),
+        "scores": scores,
+        "identified": {"attack": outcome.strongest, **single},
+    }
     run.write_private("scores.json", encode(rows))
     run.write_private("passages.json", encode(list(passages)))
 
