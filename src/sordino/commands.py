@@ -19,6 +19,7 @@ __all__ = [
     "run_export",
     "run_init",
     "run_list",
+    "run_plan",
     "run_report",
     "run_train",
 ]
@@ -162,6 +163,33 @@ def run_list(as_json: bool) -> int:
         table.add_row(a.name, a.family, a.summary, a.access, needs, a.paper)
     Console().print(table)
     return 0
+
+
+def run_plan(given: Mapping[str, float], as_json: bool) -> int:
+    """Say how many records and coins the wanted figures of an audit take."""
+    from sordino.audit.planning import Wanted, needs
+    from sordino.results import encode
+
+    wanted = Wanted(**given)
+    found = needs(wanted)
+    if as_json:
+        sys.stdout.write(encode({"wanted": wanted, "needs": found}).decode())
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("to say", "members", "non-members", "coins", "how", caption=_PLAN_CAPTION, caption_justify="left")
+    for one in found:
+        counts = ("–" if n is None else f"{n:,}" for n in (one.members, one.nonmembers, one.coins))
+        table.add_row(one.wanted, *counts, one.how)
+    Console().print(table)
+    return 0
+
+
+_PLAN_CAPTION = (
+    "Coins decide who is trained on and are drawn for split.candidates (40 %) of the units. audit.bound and "
+    "audit.guess_share are fixed by training."
+)
 
 
 def run_audit(words: Sequence[str], require: Sequence[str], attacks: Sequence[str], as_json: bool) -> int:

@@ -12,7 +12,7 @@ _ROOT2 = math.sqrt(2)
 _QUANTILE = NormalDist().inv_cdf
 
 
-def _rejected(mu: float, m: int, r: int, v: int, alpha: float) -> bool:
+def rejected(mu: float, m: int, r: int, v: int, alpha: float) -> bool:
     """Whether v of r guesses about m coins are too many for μ-Gaussian DP at level `alpha`; O(v).
 
     R and H bound what i or more right guesses can come to, were v of them likelier than α. Both only grow,
@@ -42,7 +42,7 @@ def f_dp_p_value(mu: float, m: int, r: int, v: int) -> float:
     privacy in one run", 2024, rejects. Needs r fixed before the scores were seen.
     """
     _check(m, r, v)
-    return 1.0 if r == 0 else largest(lambda alpha: not _rejected(mu, m, r, v, alpha), 0.0, 1.0)
+    return 1.0 if r == 0 else largest(lambda alpha: not rejected(mu, m, r, v, alpha), 0.0, 1.0)
 
 
 def f_dp_mu(m: int, r: int, v: int, confidence: float = 0.95) -> float:
@@ -52,12 +52,12 @@ def f_dp_mu(m: int, r: int, v: int, confidence: float = 0.95) -> float:
     """
     _check(m, r, v)
     alpha = 1 - check_fraction("confidence", confidence)
-    if r == 0 or not _rejected(0.0, m, r, v, alpha):
+    if r == 0 or not rejected(0.0, m, r, v, alpha):
         return 0.0
     high = 1.0
-    while _rejected(high, m, r, v, alpha):
+    while rejected(high, m, r, v, alpha):
         high *= 2
-    return largest(lambda mu: _rejected(mu, m, r, v, alpha), 0.0, high)
+    return largest(lambda mu: rejected(mu, m, r, v, alpha), 0.0, high)
 
 
 def epsilon_f_dp(m: int, r: int, v: int, delta: float, confidence: float = 0.95) -> float:
