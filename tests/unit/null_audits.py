@@ -103,7 +103,10 @@ def only_in(bound: Callable[[int, int, int], float], scores: np.ndarray, coins: 
 
 def best_of_budgets(bound: Callable[[int, int, int], float], scores: np.ndarray, coins: np.ndarray) -> float:
     """The mutant: ten guess budgets are tried on the evaluated coins, and the greatest bound is told."""
-    return max(bound(scores.size, *one_run_guesses(scores, coins, float(share))) for share in BUDGETS)
+    ranked = coins[np.argsort(scores)]
+    right = np.cumsum(~ranked) + np.cumsum(ranked[::-1])  # of the first half out and the last half in
+    halves = [int(share * scores.size / 2) for share in BUDGETS]
+    return max(bound(scores.size, 2 * half, int(right[half - 1])) for half in halves)
 
 
 def null(rng: np.random.Generator, m: int, fair: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
