@@ -3,12 +3,15 @@
 python benchmarks/null_audits.py [--audits 2000] [--write docs/auditing.md]
 
 Every variant sees the same scores and coins. What others do is written anew here and described by what it does;
-`tests/unit/null_audits.py` has ours and draws the audits. Two minutes on one core.
+`tests/unit/null_audits.py` has ours and draws the audits. Five minutes on one core; what is in --state is not
+done again, so delete that folder after a change.
 """
 
 import argparse
+import json
 import math
 import sys
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -94,13 +97,24 @@ THEIRS: dict[str, Audit] = {
 }
 
 
-def rows(audits: int) -> list[str]:
+def kept(state: Path, key: str, make: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """What `make` gives, computed once: a part that is in `state` is not made again."""
+    path = state / f"{key}.json"
+    if not path.exists():
+        state.mkdir(parents=True, exist_ok=True)
+        found = make()
+        path.write_text(json.dumps(found), encoding="utf-8")
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def rows(audits: int, state: Path) -> list[str]:
     everything = OURS | THEIRS
-    found = [ours.above(ours.null, audits, m, {name: (a, 0.0) for name, a in everything.items()}) for m in SIZES]
+    nothing = {name: (a, 0.0) for name, a in everything.items()}
     draw, true = ours.TRUTHS["response 4", "one-run"]
     gaussian = ours.TRUTHS["response 4", "GDP"][1]
     checks = {name: (a, gaussian if "DP" in name else true) for name, a in everything.items()}
-    found.append(ours.above(draw, audits, SIZES[0], checks))
+    found = [kept(state, f"null-{m}-{audits}", partial(ours.above, ours.null, audits, m, nothing)) for m in SIZES]
+    found.append(kept(state, f"response-{audits}", partial(ours.above, draw, audits, SIZES[0], checks)))
     head = [*(f"ε̂ > 0 under the null, m = {m:,}" for m in SIZES), f"ε̂ > ε = 4, m = {SIZES[0]:,}"]
     lines = ["| Bound | " + " | ".join(head) + " |", "|---|" + "---|" * len(head)]
     for part, title in ((OURS, "**Sordino**"), (THEIRS, "**What others do**")):
@@ -116,8 +130,8 @@ def rate(share: float, audits: int) -> str:
     return f"**{words}**" if share > ours.limit(audits) else words
 
 
-def headline_rows(audits: int) -> list[str]:
-    found = [ours.headline(audits, m) for m in SIZES]
+def headline_rows(audits: int, state: Path) -> list[str]:
+    found = [kept(state, f"headline-{m}-{audits}", partial(ours.headline, audits, m)) for m in SIZES]
     lines = ["| Twelve attacks on nothing | " + " | ".join(f"m = {m:,}" for m in SIZES) + " |", "|---|---|---|"]
     names = {
         "max-T p < 0.05": "smallest max-T p-value below 0.05",
@@ -133,9 +147,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--audits", type=int, default=2_000)
     parser.add_argument("--write", type=Path)
+    parser.add_argument("--state", type=Path, default=Path(tempfile.gettempdir()) / "sordino-null-audits")
     given = parser.parse_args()
     note = f"{given.audits:,} audits each, ± two standard errors; bold: above 5 % and two standard errors."
-    text = "\n".join([note, "", *rows(given.audits), "", *headline_rows(given.audits)])
+    text = "\n".join([note, "", *rows(given.audits, given.state), "", *headline_rows(given.audits, given.state)])
     print(text)
     if given.write:
         page = given.write.read_text(encoding="utf-8")
