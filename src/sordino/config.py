@@ -367,6 +367,7 @@ def check_values(config: RunConfig) -> None:
         ("audit.confidence", audit.confidence, 0.5 < audit.confidence < 1, "0.5 to 1, for example 0.95"),
         ("audit.fpr", list(audit.fpr), bool(audit.fpr) and all(0 < f < 1 for f in audit.fpr), "rates between 0 and 1"),
         ("audit.guess_share", audit.guess_share, 0 < audit.guess_share <= 1, "a share above 0, at most 1"),
+        ("audit.bound", audit.bound, audit.bound == "one-run" or audit.delta > 0, "one-run, f-dp with a delta above 0"),
         ("audit.shuffles", audit.shuffles, audit.shuffles >= 99, "at least 99"),
         ("audit.delta", audit.delta, 0 <= audit.delta < 1, "0 to below 1"),
         ("audit.prefix_tokens", audit.prefix_tokens, audit.prefix_tokens >= 1, "at least 1"),

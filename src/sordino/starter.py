@@ -82,6 +82,7 @@ dp: null             # differential privacy; {{epsilon: 8}} is enough. See docs/
 audit:               # fixed before training, so that nothing can be chosen by what the audit sees
   headline: reference # the attack of the lower bound on epsilon
   fpr: [0.1, 0.01, 0.001]
+  bound: one-run     # one-run: ε of any mechanism; f-dp: tighter, of Gaussian mechanisms only
   guess_share: 0.2   # share of the coins that the lower bound guesses
   confidence: 0.95
   delta: 1.0e-5

@@ -21,6 +21,7 @@ from sordino.audit.evaluate import Evidence, Outcome, delta, estimate, evaluate,
 from sordino.audit.external import create_external
 from sordino.audit.extracted import Passage, attempt
 from sordino.audit.gates import base_gate, blind_gate, bound_gate, canary_gate, lower_bound, shuffle_gate
+from sordino.audit.identified import IDENTIFIED
 from sordino.audit.inputs import Context, provide
 from sordino.audit.planted import Found, canary_levels, expose
 from sordino.audit.require import check_names, judge, parse
@@ -40,7 +41,7 @@ from sordino.signals import Signals
 
 __all__ = ["audit", "audit_model"]
 
-_HALVES, _SHUFFLES, _BLIND, _REDRAW, _KNOWN, _INPUTS = 11, 12, 13, 14, 15, 16
+_HALVES, _SHUFFLES, _BLIND, _REDRAW, _KNOWN, _INPUTS, _SET = 11, 12, 13, 14, 15, 16, 17
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,9 @@ def _audit(
         if collector.subject.trained_here
         else delta(outcome, [n for n, a in chosen.membership.items() if not a.base], plan.confidence),
     )
-    outcome = replace(outcome, attempts=(*outcome.attempts, *attempts_on_the_set(chosen.on_the_set, outcome, plan)))
+    outcome = replace(
+        outcome, attempts=(*outcome.attempts, *attempts_on_the_set(chosen.on_the_set, outcome, plan, seeds(_SET)))
+    )
     report = _report(collector, outcome, findings, bound, plan, wanted)
     report = replace(
         report,
@@ -202,7 +205,7 @@ def _known_metrics(chosen: Chosen, plan: AuditPlan, collector: Collector) -> lis
     rates = ["auc", *(f"tpr@{f:g}fpr" for f in plan.fpr)]
     owners = ["membership", *(f"membership.{n}" for n in chosen.membership)]
     shares = [f"extraction.{n}.{k}" for n in chosen.extraction for k in ("rate", "excess")]
-    known = [f"{o}.{r}" for o in owners for r in rates] + shares
+    known = [f"{o}.{r}" for o in owners for r in rates] + shares + [f"membership.{IDENTIFIED}"]
     if not isinstance(collector.subject, Trained):
         return [*known, "membership.delta_auc"]
     useful, levels = ["accuracy", "loss"], []
@@ -216,7 +219,13 @@ def _known_metrics(chosen: Chosen, plan: AuditPlan, collector: Collector) -> lis
 def _write_private(run: Run, candidates: Sequence[Example], outcome: Outcome, passages: Sequence[Passage]) -> None:
     """Per-record scores and extracted text stay in private/."""
     scores = {a.name: row.tolist() for a, row in zip(outcome.attempts, outcome.scores, strict=True)}
-    rows = {"member": outcome.evidence.member.tolist(), "scores": scores}
+    single = {"p_values": outcome.identified.p_values.tolist(), "called": outcome.identified.called.tolist()}
+    rows = {
+        "records": list(outcome.records),
+        "member": outcome.evidence.member.tolist(),
+        "scores": scores,
+        "identified": {"attack": outcome.strongest, **single},
+    }
     run.write_private("scores.json", encode(rows))
     run.write_private("passages.json", encode(list(passages)))
 

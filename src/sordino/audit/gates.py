@@ -64,20 +64,23 @@ def _bound(coin_scores: np.ndarray, member: np.ndarray, plan: AuditPlan) -> floa
     guesses, right = stats.one_run_guesses(coin_scores, member, plan.guess_share)
     if guesses == 0:
         return 0.0
-    return stats.epsilon_one_run(len(member), guesses, right, plan.delta, plan.confidence)
+    bound = stats.epsilon_f_dp if plan.bound == "f-dp" else stats.epsilon_one_run
+    return bound(len(member), guesses, right, plan.delta, plan.confidence)
 
 
 def lower_bound(outcome: Outcome, plan: AuditPlan) -> tuple[Estimate, int, int]:
     """ε̂ of the pre-declared attack from one run, with the guesses made and those that were right.
 
-    Source: Steinke, Nasr and Jagielski 2023, theorem 5.2; the guess budget was fixed before training.
+    Source: Steinke, Nasr and Jagielski 2023, theorem 5.2, or Mahloujifar, Melis and Chaudhuri 2024. Which of
+    them and how many guesses was fixed before training.
     """
     row = [a.name for a in outcome.attempts].index(plan.headline)
     scores, member = outcome.evidence.coin_scores(outcome.scores[row])
     guesses, right = stats.one_run_guesses(scores, member, plan.guess_share)
     value = _bound(scores, member, plan)
     made = f"{right} of {guesses} guesses right over {len(member)} coins"
-    method = f"one-run lower bound, {made}, δ = {plan.delta:g}"
+    kind = "f-DP one-run lower bound for Gaussian mechanisms" if plan.bound == "f-dp" else "one-run lower bound"
+    method = f"{kind}, {made}, δ = {plan.delta:g}"
     high, coins = stats.UNBOUNDED, len(member)
     return (
         Estimate(value=value, low=value, high=high, n=coins, method=method, confidence=plan.confidence),

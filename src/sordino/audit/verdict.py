@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sordino.audit.claimed import Claimed
+from sordino.audit.identified import identified_words
 from sordino.records import unit_words
 from sordino.results import Attempt, CanaryLevel, Claim, Estimate, Gate, Verdict
 
@@ -87,9 +88,9 @@ def _canary_words(level: CanaryLevel) -> str:
 
 
 def _leaks(f: Findings) -> list[str]:
-    reasons = []
+    reasons: list[str] = []
     if f.p_value < _LEVEL and f.headline["auc"].low > 0.5:
-        reasons.append(_membership_words(f))
+        reasons += filter(None, (_membership_words(f), identified_words(f.headline)))
     reasons += [_extraction_words(a) for a in f.extraction if a.estimates["excess"].low > 0]
     level = _exposed(f.canaries)
     if level is not None:
@@ -196,6 +197,7 @@ def claims(f: Findings) -> tuple[Claim, ...]:
     """What an owner would like to say, beside what the audit found."""
     auc, void = f.headline["auc"], _void(f)
     told = f"{_membership_words(f)} Adjusted for all attacks, p = {f.p_value:.2g}.{_unit_words(f.unit)}"
+    told = f"{told} {identified_words(f.headline)}".rstrip()
     found = [
         Claim(
             statement="Nobody can tell which records were trained on.",

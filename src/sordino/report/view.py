@@ -228,7 +228,8 @@ def provenance(report: AuditReport, card: RunCard) -> list[tuple[str, list[tuple
     plan = asdict(card.plan)
     if not report.trained_here:
         # Of coins and canaries, and there are none.
-        plan = {k: v for k, v in plan.items() if k not in ("headline", "guess_share", "delta", "token_forwards")}
+        ours = ("headline", "bound", "guess_share", "delta", "token_forwards")
+        plan = {k: v for k, v in plan.items() if k not in ours}
     groups: list[tuple[str, Mapping[str, Any]]] = [
         ("Audit", audit | dict(report.provenance)),
         ("Audit plan, fixed before training" if report.trained_here else "Audit plan", plan),
