@@ -79,7 +79,8 @@ class Notice:
 class AuditPlan:
     """What is fixed before training, so that no choice can depend on what the audit sees.
 
-    `headline` is the attack of the pre-declared ε̂; `fpr` the false-positive rates of TPR figures;
+    `headline` is the attack of the pre-declared ε̂, or "canaries" where audit canaries give it; `fpr` the
+    false-positive rates of TPR figures;
     `guess_share` the share of coins that the one-run ε̂ guesses (half as members, half as not);
     `confidence` of every interval; `delta` of ε̂; `shuffles` of every permutation test;
     `prefix_tokens` and `suffix_tokens` the window of discoverable extraction; `token_forwards`
