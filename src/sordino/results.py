@@ -24,6 +24,8 @@ __all__ = [
     "Curve",
     "Estimate",
     "Gate",
+    "MemorisationLevel",
+    "MemorisationPoint",
     "Notice",
     "Requirement",
     "RunCard",
@@ -177,6 +179,27 @@ class CanaryLevel:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MemorisationLevel:
+    """The mean gain of canaries in nats a token of their secrets, over the untuned model.
+
+    `kind` is "exposure" or "audit"; `left_out` are those of the same `repetitions` whose coin kept them out.
+    """
+
+    kind: str
+    repetitions: int
+    included: Estimate
+    left_out: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemorisationPoint:
+    """How far canaries were memorised after `step` optimizer steps."""
+
+    step: int
+    levels: tuple[MemorisationLevel, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Gate:
     """A control that decides what may be said; `passed` is None where it could not be judged."""
 
@@ -220,12 +243,13 @@ class AuditReport:
     """`audit.json`: everything an audit may say to somebody who does not hold the data.
 
     `metrics` is every figure under its full name (`membership.auc`, `membership.loss.auc`,
-    `extraction.prefix.rate`, `canaries.exposure@16`, `utility.perplexity`, `epsilon.lower`), the
-    names that requirements use. `utility` has `perplexity` and `base_perplexity` on validation
-    records, or of a classifier `accuracy`, `loss` and theirs. `counts` tells the evidence (members,
+    `extraction.prefix.rate`, `canaries.exposure@16`, `utility.perplexity`, `epsilon.lower`, from audit canaries
+    `epsilon.canaries`), the names that requirements use. `utility` has `perplexity` and `base_perplexity` on
+    validation records, or of a classifier `accuracy`, `loss` and theirs. `counts` tells the evidence (members,
     non-members, coins, records by role). `untested` names what a reader might assume and nobody
     measured. `provenance` has digests and versions.
     `trained_here` is False for a model that Sordino did not train: there are no coins and no ε̂.
+    `memorisation` is the curve of `train.monitor`, empty where there was none.
     """
 
     run: str
@@ -248,6 +272,7 @@ class AuditReport:
     trained_here: bool = True
     task: Literal["causal-lm", "classification"] = "causal-lm"
     schema: int = SCHEMA
+    memorisation: tuple[MemorisationPoint, ...] = ()
 
 
 def encode(value: object) -> bytes:

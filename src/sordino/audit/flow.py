@@ -13,7 +13,8 @@ import sordino
 from sordino import stats
 from sordino.attacks.base import Attack, discover, find
 from sordino.audit.blind import blind_baseline
-from sordino.audit.claimed import claimed
+from sordino.audit.canaried import Canaried, beside, canaried, memorisation, of_candidates
+from sordino.audit.claimed import Claimed, claimed
 from sordino.audit.collecting import Collector, Ticker
 from sordino.audit.evaluate import Evidence, Outcome, delta, estimate, evaluate
 from sordino.audit.external import create_external
@@ -91,6 +92,7 @@ def _audit(run: Run, require: Sequence[str], names: Sequence[str], ticker: Ticke
     collector = Collector(run, ticker)
     placed = load_split(run.records)
     plan = _with_requirements(collector.card.plan, require)
+    on_canaries, plan = plan.headline == "canaries", of_candidates(plan)
     chosen = _chosen(names, plan, collector.subject)
     windowed = chosen.extraction
     check_names(plan.require, _known_metrics(chosen, plan, collector))
@@ -107,19 +109,21 @@ def _audit(run: Run, require: Sequence[str], names: Sequence[str], ticker: Ticke
     pulled = [attempt(a, collector, candidates, pair, evidence, plan) for a in windowed.values()]
     _write_private(run, candidates, outcome, [p for _, passages in pulled for p in passages])
     found = _exposed(collector, placed, plan)
+    coins = canaried(collector, placed.canaries, plan)
     blind = blind_baseline(pair[0].texts, evidence.member, evidence.group, shuffles=plan.shuffles, seed=seeds(_BLIND))
     bound = lower_bound(outcome, plan)[0] if collector.subject.trained_here else None
     gates = [blind_gate(blind), base_gate(outcome, plan, seeds(_SHUFFLES))]
     if bound is not None:
-        gates.append(shuffle_gate(outcome, plan, seeds(_REDRAW)))
-    claim = claimed(run, candidates, plan)
+        gates.append(shuffle_gate(outcome, plan, seeds(_REDRAW), coins.gains if coins and on_canaries else None))
+    claim = claimed(run, coins.examples if coins and on_canaries else candidates, plan)
     gates.append(canary_gate(found, collector.subject.trained_here, collector.subject.task, claim))
     if bound is not None:
-        gates.append(bound_gate(bound, claim, plan.confidence))
+        gates.append(_bound_gate(bound, coins, claim, plan, on_canaries))
     findings = _findings(collector, outcome, gates, [a for a, _ in pulled])
     findings = replace(
         findings,
         canaries=canary_levels(found, plan.confidence),
+        canary_bound=coins.bound if coins else None,
         claim=claim,
         utility=_utility(collector, placed, plan),
         delta=None
@@ -130,11 +134,21 @@ def _audit(run: Run, require: Sequence[str], names: Sequence[str], ticker: Ticke
     report = replace(
         report,
         untested=(*chosen.left_out, *report.untested),
+        memorisation=memorisation(collector, plan.confidence),
         seconds={**report.seconds, "audit": round(time.monotonic() - started, 2)},
     )
     run.write_audit(report)
     run.event("audited", verdict=report.verdict.state, forwards=collector.forwards)
     return report
+
+
+def _bound_gate(
+    bound: Estimate, coins: Canaried | None, claim: Claimed | None, plan: AuditPlan, on_canaries: bool
+) -> Gate:
+    """Gate (e) on the bound that was declared before training, with the other beside it."""
+    if coins is None or not on_canaries:
+        return beside(bound_gate(bound, claim, plan.confidence), coins.bound if coins else None, "audit canaries")
+    return beside(bound_gate(coins.bound, claim, plan.confidence), bound, "the candidates")
 
 
 def _exposed(collector: Collector, placed: Split, plan: AuditPlan) -> list[Found]:
@@ -227,6 +241,7 @@ def _known_metrics(chosen: _Chosen, plan: AuditPlan, collector: Collector) -> li
     if collector.subject.task == "causal-lm":
         useful = ["perplexity"]
         levels = [f"canaries.exposure@{k}" for k in collector.subject.config.canaries.levels]
+        levels += ["epsilon.canaries"] * bool(collector.subject.config.canaries.audit.count)
     rest = ["epsilon.lower", *(f"utility.{which}{name}" for which in ("", "base_") for name in useful)]
     return [*known, *levels, *rest]
 
@@ -277,6 +292,8 @@ def _metrics(outcome: Outcome, findings: Findings, bound: Estimate | None) -> di
         found |= {f"extraction.{a.name}.{k}": v for k, v in a.estimates.items()}
     found |= {f"canaries.exposure@{level.repetitions}": level.included for level in findings.canaries}
     found |= {f"utility.{k}": v for k, v in findings.utility.items()}
+    if findings.canary_bound is not None:
+        found["epsilon.canaries"] = findings.canary_bound
     return found | ({"epsilon.lower": bound} if bound is not None else {})
 
 

@@ -86,12 +86,16 @@ def lower_bound(outcome: Outcome, plan: AuditPlan) -> tuple[Estimate, int, int]:
     )  # fmt: skip
 
 
-def shuffle_gate(outcome: Outcome, plan: AuditPlan, seed: int) -> Gate:
-    """Gate (c): with coins that mean nothing, ε̂ is above 0 no more often than it may be."""
-    row = [a.name for a in outcome.attempts].index(plan.headline)
-    scores, member = outcome.evidence.coin_scores(outcome.scores[row])
+def shuffle_gate(outcome: Outcome, plan: AuditPlan, seed: int, scores: np.ndarray | None = None) -> Gate:
+    """Gate (c): with coins that mean nothing, ε̂ is above 0 no more often than it may be.
+
+    `scores` (m) are those of the coins of the declared bound, where it is not from the candidates.
+    """
+    if scores is None:
+        row = [a.name for a in outcome.attempts].index(plan.headline)
+        scores, _ = outcome.evidence.coin_scores(outcome.scores[row])
     rng = np.random.default_rng([seed, 7])
-    above = sum(_bound(scores, rng.random(len(member)) < 0.5, plan) > 0 for _ in range(_DRAWS))
+    above = sum(_bound(scores, rng.random(len(scores)) < 0.5, plan) > 0 for _ in range(_DRAWS))
     level = 1 - plan.confidence
     limit = level + 2 * float(np.sqrt(level * plan.confidence / _DRAWS))
     return Gate(
