@@ -164,7 +164,7 @@ def train_run(run: Run, *, say: Say = _SILENT, monitor: Monitor = lambda progres
         ready = _ready(run, card, config, say)
         promise: Promise | None = None
         way: dict[str, str] = {}
-        with new_token_rows(run, ready.model, read_audit_canaries(run), config.seed):
+        with new_token_rows(run, ready.model, read_audit_canaries(run)):
             monitor = watching(run, ready.model, ready.canaries, config.train, monitor)
             if config.dp is None:
                 tokens = (ready.training, ready.validation)

@@ -10,7 +10,6 @@ import msgspec
 import numpy as np
 
 from sordino.canaries import AuditCanary, Canary
-from sordino.canaries.keyed import uniform
 from sordino.errors import DataError, RunError
 from sordino.records import Example, Record
 from sordino.run import Run
@@ -156,7 +155,7 @@ def planted_tokens(run: Run, examples: Sequence[Example], serializer: Serializer
 
 
 @contextmanager
-def new_token_rows(run: Run, model: "Model", canaries: Sequence[AuditCanary], seed: int) -> Iterator[None]:
+def new_token_rows(run: Run, model: "Model", canaries: Sequence[AuditCanary]) -> Iterator[None]:
     """Rows for the new tokens of `canaries` hang in `model` while it is trained, and are then kept in private/ alone.
 
     What training made of them is written, with what they were, when the block ends well.
@@ -169,7 +168,7 @@ def new_token_rows(run: Run, model: "Model", canaries: Sequence[AuditCanary], se
 
     from sordino.model.methods.extra_rows import extra_rows, initial_rows
 
-    initial = initial_rows(model.module, count, uniform(seed, "rows") % 2**63)
+    initial = initial_rows(model.module, count)
     with extra_rows(model.module, initial) as rows:
         yield
         tensors = {"initial": initial, "tuned": rows.rows.weight.detach()}

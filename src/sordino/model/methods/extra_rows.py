@@ -44,12 +44,13 @@ class ExtraRows(nn.Module):
         return torch.cat([logits, more.to(logits.dtype)], dim=-1)
 
 
-def initial_rows(module: Any, count: int, seed: int) -> Tensor:
-    """Rows (count, d) drawn from `seed`, coordinate by coordinate as the rows of the model's head are spread."""
-    own = _weight(module).detach()
-    spread = own.float()
-    drawn = torch.randn(count, own.shape[1], generator=torch.Generator().manual_seed(seed)).to(spread)
-    return (spread.mean(0) + drawn * spread.std(0)).to(own.dtype)
+def initial_rows(module: Any, count: int) -> Tensor:
+    """Rows (count, d), all of them the mean of the rows of the model's head.
+
+    All new tokens are alike to begin with, so that what tells them apart later was trained.
+    """
+    weight = _weight(module).detach()
+    return weight.float().mean(0).to(weight.dtype).repeat(count, 1)
 
 
 def hang(module: Any, initial: Tensor) -> tuple[ExtraRows, list[RemovableHandle]]:
