@@ -133,7 +133,7 @@ def test_units_are_clipped_over_them_too(make_model, shape, method, mode):
         # What was compared is more than nothing.
         with clipper:
             norms = clipper.add(lambda: losses(*batch), units=2)
-        assert (clipper.squares[name].sqrt() > 0.05 * norms).all()
+        assert (clipper.squares[name].sqrt() > 1).all() and (norms > clipper.squares[name].sqrt()).all()
 
 
 def test_rows_that_escape_their_rule_are_found(make_model, monkeypatch):
