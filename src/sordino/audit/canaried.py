@@ -61,6 +61,8 @@ def canaried(collector: Collector, examples: Sequence[Example], plan: AuditPlan)
     gains, included = _gains(collector, coins, mine), np.array([c.included for c in coins])
     scored = np.isfinite(gains)
     bound = _bound(gains[scored], included[scored], coins[0].design, plan)
+    if not scored.all():
+        bound = replace(bound, method=f"{bound.method}; {int((~scored).sum())} more have no token to score")
     return Canaried(gains=gains[scored], included=included[scored], bound=bound, examples=mine)
 
 

@@ -69,7 +69,8 @@ def _line(
 
 def _apart(heights: Sequence[float], limits: tuple[float, float]) -> list[float]:
     """`heights`, ascending, moved up so that names at them do not overlap."""
-    gap, placed = (limits[1] - limits[0]) * 0.06, []
+    gap = (limits[1] - limits[0]) * 0.06
+    placed: list[float] = []
     for height in heights:
         placed.append(max(height, placed[-1] + gap) if placed else height)
     return placed
