@@ -105,7 +105,8 @@ def _check_plan(plan: AuditPlan, task: str) -> None:
     from sordino.attacks.base import find
     from sordino.audit.require import parse
 
-    find("membership", plan.headline, task)
+    if plan.headline != "canaries":  # whose own bound it is then
+        find("membership", plan.headline, task)
     for text in plan.require:
         parse(text)
 

@@ -13,8 +13,9 @@ import sordino
 from sordino import stats
 from sordino.attacks.base import Suite, discover
 from sordino.audit.blind import blind_baseline
+from sordino.audit.canaried import Canaried, beside, canaried, memorisation, of_candidates
 from sordino.audit.choosing import Chosen, choose
-from sordino.audit.claimed import claimed
+from sordino.audit.claimed import Claimed, claimed
 from sordino.audit.collecting import Collector, Ticker
 from sordino.audit.datasets import attempts_on_the_set
 from sordino.audit.evaluate import Evidence, Outcome, delta, estimate, evaluate, noted
@@ -107,6 +108,7 @@ def _audit(
     collector = Collector(run, ticker)
     placed = load_split(run.records)
     plan, seeds = _with_requirements(collector.card.plan, require), _Seeds(collector.card.seed)
+    on_canaries, plan = plan.headline == "canaries", of_candidates(plan)
     plan = replace(plan, suite=suite or plan.suite, inputs=inputs or plan.inputs)
     candidates = list(placed.candidates)
     if not candidates:
@@ -129,19 +131,21 @@ def _audit(
     pulled = [attempt(a, collector, candidates, pair, evidence, plan) for a in windowed.values()]
     _write_private(run, candidates, outcome, [p for _, passages in pulled for p in passages])
     found = _exposed(collector, placed, plan)
+    coins = canaried(collector, placed.canaries, plan)
     blind = blind_baseline(pair[0].texts, evidence.member, evidence.group, shuffles=plan.shuffles, seed=seeds(_BLIND))
     bound = lower_bound(outcome, plan)[0] if collector.subject.trained_here else None
     gates = [blind_gate(blind), base_gate(outcome, plan, seeds(_SHUFFLES))]
     if bound is not None:
-        gates.append(shuffle_gate(outcome, plan, seeds(_REDRAW)))
-    claim = claimed(run, candidates, plan)
+        gates.append(shuffle_gate(outcome, plan, seeds(_REDRAW), coins.gains if coins and on_canaries else None))
+    claim = claimed(run, coins.examples if coins and on_canaries else candidates, plan)
     gates.append(canary_gate(found, collector.subject.trained_here, collector.subject.task, claim))
     if bound is not None:
-        gates.append(bound_gate(bound, claim, plan.confidence))
+        gates.append(_bound_gate(bound, coins, claim, plan, on_canaries))
     findings = _findings(collector, outcome, gates, [a for a, _ in pulled])
     findings = replace(
         findings,
         canaries=canary_levels(found, plan.confidence),
+        canary_bound=coins.bound if coins else None,
         claim=claim,
         utility=_utility(collector, placed, plan),
         delta=None
@@ -155,6 +159,7 @@ def _audit(
     report = replace(
         report,
         untested=(*chosen.left_out, *untested(_kind(collector), chosen.membership, discover("membership"))),
+        memorisation=memorisation(collector, plan.confidence),
         seconds={**report.seconds, **context.seconds, "audit": round(time.monotonic() - started, 2)},
     )
     run.write_audit(report)
@@ -178,6 +183,15 @@ def _kind(collector: Collector) -> Kind:
     if not collector.subject.trained_here:
         return "elsewhere"
     return "classifier" if collector.subject.task == "classification" else "trained"
+
+
+def _bound_gate(
+    bound: Estimate, coins: Canaried | None, claim: Claimed | None, plan: AuditPlan, on_canaries: bool
+) -> Gate:
+    """Gate (e) on the bound that was declared before training, with the other beside it."""
+    if coins is None or not on_canaries:
+        return beside(bound_gate(bound, claim, plan.confidence), coins.bound if coins else None, "audit canaries")
+    return beside(bound_gate(coins.bound, claim, plan.confidence), bound, "the candidates")
 
 
 def _exposed(collector: Collector, placed: Split, plan: AuditPlan) -> list[Found]:
@@ -212,6 +226,7 @@ def _known_metrics(chosen: Chosen, plan: AuditPlan, collector: Collector) -> lis
     if collector.subject.task == "causal-lm":
         useful = ["perplexity"]
         levels = [f"canaries.exposure@{k}" for k in collector.subject.config.canaries.levels]
+        levels += ["epsilon.canaries"] * bool(collector.subject.config.canaries.audit.count)
     rest = ["epsilon.lower", *(f"utility.{which}{name}" for which in ("", "base_") for name in useful)]
     return [*known, *levels, *rest]
 
@@ -268,6 +283,8 @@ def _metrics(outcome: Outcome, findings: Findings, bound: Estimate | None) -> di
         found |= {f"extraction.{a.name}.{k}": v for k, v in a.estimates.items()}
     found |= {f"canaries.exposure@{level.repetitions}": level.included for level in findings.canaries}
     found |= {f"utility.{k}": v for k, v in findings.utility.items()}
+    if findings.canary_bound is not None:
+        found["epsilon.canaries"] = findings.canary_bound
     return found | ({"epsilon.lower": bound} if bound is not None else {})
 
 

@@ -27,7 +27,8 @@ class Findings:
     """What the verdict is drawn from.
 
     `trained_here` says that Sordino drew the coins, planted canaries and trained; `delta` is the AUC of
-    an attack less its AUC on the untuned model, where there is one; `claim` the differential privacy claimed.
+    an attack less its AUC on the untuned model, where there is one; `claim` the differential privacy claimed;
+    `canary_bound` ε̂ from the audit canaries.
     """
 
     p_value: float
@@ -44,6 +45,7 @@ class Findings:
     delta: Estimate | None = None
     task: Literal["causal-lm", "classification"] = "causal-lm"
     claim: Claimed | None = None
+    canary_bound: Estimate | None = None
 
 
 def _times(share: float) -> str:
