@@ -18,6 +18,9 @@ __all__ = ["Continuation", "greedy", "sampled"]
 _PATHS = 2048
 
 Pick = Callable[[torch.Tensor], torch.Tensor]
+"""Logits (B, V) of the next token to one token for each (B, 1)."""
+PickFor = Callable[[Sequence[int]], Pick]
+"""How the rows of a batch are decoded, which are these prefixes."""
 
 
 def greedy(
@@ -28,27 +31,42 @@ def greedy(
     Each is the most likely token by the model's own logits: no setting that came with the model
     (repetition penalty, suppressed tokens) has a say.
     """
-    return _generate(model, prefixes, lengths, lambda logits: logits.argmax(dim=-1, keepdim=True), batch_size)
+    return _generate(model, prefixes, lengths, lambda rows: lambda logits: logits.argmax(-1, keepdim=True), batch_size)
 
 
 def sampled(
-    model: Model, prefixes: Sequence[np.ndarray], lengths: Sequence[int], *, seed: int, batch_size: int = 64
+    model: Model,
+    prefixes: Sequence[np.ndarray],
+    lengths: Sequence[int],
+    *,
+    seed: int,
+    seeds: Sequence[int] | None = None,
+    batch_size: int = 64,
 ) -> list[np.ndarray]:
     """`lengths[i]` tokens drawn after `prefixes[i]` at temperature 1; the end token does not stop it.
 
-    Whoever shares a batch shares its random numbers: the same call gives the same tokens.
+    Each has random numbers of its own, from `seed` and `seeds[i]` (by default i): what a prefix shares a batch with
+    changes nothing about its tokens, beyond rounding.
     """
-    generator = torch.Generator().manual_seed(seed)
+    names = range(len(prefixes)) if seeds is None else seeds
+    longest = max(lengths, default=0)
 
-    def draw(logits: torch.Tensor) -> torch.Tensor:
-        chances = torch.softmax(logits.float(), dim=-1).cpu()
-        return torch.multinomial(chances, 1, generator=generator).to(logits.device)
+    def draw_for(rows: Sequence[int]) -> Pick:
+        drawn = iter(np.stack([np.random.default_rng([seed, names[i]]).random(longest) for i in rows]).T)
 
-    return _generate(model, prefixes, lengths, draw, batch_size)
+        def draw(logits: torch.Tensor) -> torch.Tensor:
+            # The token at which the cumulated probability first exceeds a uniform number.
+            edges = torch.softmax(logits.double().cpu(), dim=-1).cumsum(dim=-1)
+            wanted = torch.from_numpy(next(drawn).copy())[:, None] * edges[:, -1:]
+            return torch.searchsorted(edges, wanted, right=True).clamp(max=logits.shape[1] - 1).to(logits.device)
+
+        return draw
+
+    return _generate(model, prefixes, lengths, draw_for, batch_size)
 
 
 def _generate(
-    model: Model, prefixes: Sequence[np.ndarray], lengths: Sequence[int], pick: Pick, batch_size: int
+    model: Model, prefixes: Sequence[np.ndarray], lengths: Sequence[int], pick_for: PickFor, batch_size: int
 ) -> list[np.ndarray]:
     out: list[np.ndarray] = [np.empty(0, dtype=np.int32)] * len(prefixes)
     # Prefixes of one length share a batch: no padding, so no position is shifted.
@@ -59,7 +77,7 @@ def _generate(
             width = len(prefixes[order[start]])
             chosen = [i for i in order[start : start + batch_size] if len(prefixes[i]) == width]
             ids = torch.from_numpy(np.stack([prefixes[i] for i in chosen]).astype(np.int64)).to(model.device)
-            made = _decode(module, ids, max(lengths[i] for i in chosen), pick)
+            made = _decode(module, ids, max(lengths[i] for i in chosen), pick_for(chosen))
             for row, i in enumerate(chosen):
                 out[i] = made[row, : lengths[i]].cpu().numpy().astype(np.int32)
             start += len(chosen)
