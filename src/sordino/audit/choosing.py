@@ -55,7 +55,11 @@ def choose(names: Sequence[str], context: Context) -> Chosen:
             )
             raise AuditError(f"The attack '{name}' cannot be carried out here: it needs {missing[name]}.", hint)
     membership = {n: a for n, a in wanted.items() if n not in missing}
-    if not any(a.level != "dataset" for a in membership.values()):
+    if sum(a.level != "dataset" for a in membership.values()) < 2:
+        few = [n for n, a in membership.items() if a.level == "dataset"]
+        missing |= dict.fromkeys(few, "the scores of two other attacks at least")
+        membership = {n: a for n, a in membership.items() if n not in few}
+    if not membership:
         raise AuditError("No membership attack can be carried out with this access.", _HINT)
     lacked = {n: why for n, why in missing.items() if n in wanted or n in windowed}
     later = [n for n in known if n not in wanted and n not in missing] if not names else []

@@ -90,8 +90,9 @@ def anew(plan: AuditPlan, flags: Sequence[str], suite: str | None = None) -> Aud
     given = parse_flags(flags)
     inside = given.pop("audit", {})
     if given or not isinstance(inside, Mapping) or set(inside) - {"inputs", "suite"}:
-        wrong = next(iter(given), None) or f"audit.{next(iter(set(inside) - {'inputs', 'suite'}), '')}"
-        message = f"--{wrong} is no option of an audit of a run."
+        named = [word.split("=")[0] for word in flags if word.startswith("-")]
+        wrong = next((n for n in named if not n.startswith(("--audit.inputs", "--audit.suite"))), named[0])
+        message = f"{wrong} is no option of an audit of a run."
         hint = (
             "Only --suite and --audit.inputs.… may be chosen anew; the rest was fixed before training. Keys such as "
             "--data.text go with --model, --members and --nonmembers; see `sordino audit --help`."

@@ -1,7 +1,7 @@
 """What an input of attacks is made from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sordino.audit.collecting import Collector
 from sordino.records import Example
@@ -27,6 +27,7 @@ class Context:
     known: Sequence[Example]
     plan: AuditPlan
     seed: int
+    seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def settings(self) -> InputPlan:
