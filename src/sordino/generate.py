@@ -56,7 +56,7 @@ def sampled(
 
         def draw(logits: torch.Tensor) -> torch.Tensor:
             # The token at which the cumulated probability first exceeds a uniform number.
-            edges = torch.softmax(logits.double().cpu(), dim=-1).cumsum(dim=-1)
+            edges = torch.softmax(logits.cpu().double(), dim=-1).cumsum(dim=-1)
             wanted = torch.from_numpy(next(drawn).copy())[:, None] * edges[:, -1:]
             return torch.searchsorted(edges, wanted, right=True).clamp(max=logits.shape[1] - 1).to(logits.device)
 
