@@ -173,7 +173,8 @@ def _needs(attack: "Attack") -> str:
     words = {
         "known": "records known to be non-members", "shadows": "shadow models", "units": "units of several records",
         "scores": "other attacks", "samples": "generated text", "gradients": "the weights",
-        "tuned_gradients": "the weights", "one_step": "the weights",
+        "tuned_gradients": "the weights", "one_step": "the weights", "similarity": "embeddings",
+        "rejected": "rejected answers",
     }  # fmt: skip
     needs = [
         *(["the untuned base"] if attack.base else []),

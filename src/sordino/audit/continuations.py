@@ -12,8 +12,8 @@ from sordino.signals import Generated
 __all__ = ["Beginning", "generated", "sampled_texts", "text_after"]
 
 Tick = Callable[[int], None]
-# Records whose samples are drawn before progress is told.
-_PIECE = 64
+# Records whose samples are drawn before progress is told, and rows of a batch.
+_PIECE, _ROWS = 256, 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,16 +31,20 @@ def sampled_texts(
     """`count` continuations of each beginning at temperature 1, up to the end token; the same in any company."""
     from sordino.generate import sampled
 
-    found: list[tuple[str, ...]] = []
-    for start in range(0, len(beginnings), _PIECE):
-        piece = beginnings[start : start + _PIECE]
+    found: list[tuple[str, ...]] = [()] * len(beginnings)
+    # Of similar length together, as they are decoded.
+    order = sorted(range(len(beginnings)), key=lambda i: len(beginnings[i].ids))
+    for start in range(0, len(order), _PIECE):
+        numbers = order[start : start + _PIECE]
+        piece = [beginnings[i] for i in numbers]
         rows = [(b, k) for b in piece for k in range(count)]
         drawn = sampled(
             model, [b.ids for b, _ in rows], [b.length for b, _ in rows], seed=seed,
-            seeds=[b.seed * count + k for b, k in rows], batch_size=256,
+            seeds=[b.seed * count + k for b, k in rows], batch_size=_ROWS,
         )  # fmt: skip
         texts = [text_after(model.tokenizer, b.ids, ids) for (b, _), ids in zip(rows, drawn, strict=True)]
-        found += [tuple(texts[i : i + count]) for i in range(0, len(texts), count)]
+        for place, i in enumerate(numbers):
+            found[i] = tuple(texts[place * count : (place + 1) * count])
         tick(len(piece))
     return found
 

@@ -77,14 +77,16 @@ def by_weights(
     return measured(pair, name, tuned, untuned)
 
 
-def stored(context: Context, which: str, definition: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """The rows of the judged records that `compute` gives under a model, or that it gave before."""
+def stored(
+    context: Context, which: str, definition: str, compute: Callable[[], np.ndarray], *, passes: int = 1
+) -> np.ndarray:
+    """The rows of the judged records that `compute` gives under a model in so many `passes`, or that it gave before."""
     collector = context.collector
     key = collector.key(context.examples, which, definition)
     found = collector.store.arrays(key)
     if found is None:
         found = {"rows": compute()}
-        collector.forwards += 1
+        collector.forwards += passes
         manifest = {"definition": definition, "model": which, "records": len(context.examples)}
         collector.store.put_arrays(key, found, {**manifest, **collector.reader.manifest()})
     return np.asarray(found["rows"], dtype=np.float64)

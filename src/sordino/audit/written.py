@@ -123,12 +123,15 @@ class Written:
         model = load_deployed(asked, folder, dtype=self.config.dtype)
         prefixes, lengths = _encoded(tried, model.tokenizer, context_of(folder))
         beginnings = [
-            Beginning(ids=ids, length=length, seed=i) for i, (ids, length) in enumerate(zip(prefixes, lengths, strict=True))
+            Beginning(ids=ids, length=length, seed=i)
+            for i, (ids, length) in enumerate(zip(prefixes, lengths, strict=True))
         ]
         drawn = sampled_texts(model, beginnings, self.config.samples, self.config.seed)
         likeliest = greedy(model, prefixes, lengths)
         pairs = zip(prefixes, likeliest, strict=True)
-        return [t for texts in drawn for t in texts], [text_after(model.tokenizer, prefix, ids) for prefix, ids in pairs]
+        return [t for texts in drawn for t in texts], [
+            text_after(model.tokenizer, prefix, ids) for prefix, ids in pairs
+        ]
 
 
 def _encoded(tried: Sequence[Half], tokenizer: Any, context: int | None) -> tuple[list[np.ndarray], list[int]]:
