@@ -67,7 +67,7 @@ def of_weights(signals: Signals) -> dict:
 
 
 def similarity(signals: Signals, surrogate: Signals) -> dict:
-    """Moments (see the input) of a similarity that is 1 where the true token is the likeliest, and falls with its rank."""
+    """Moments (see the input) of a similarity that is 1 where the true token is the likeliest and falls with its rank."""
     theirs, ours = (-0.1 * np.asarray(one.statistics.rank, np.float64) for one in (signals, surrogate))
     logprob = np.asarray(surrogate.statistics.logprob, np.float64)
     columns = (theirs, ours, ours**2, logprob, ours * logprob)
@@ -128,7 +128,7 @@ def synthetic(gain: float, seed: int = 0, lengths=None, *, known: bool = True) -
             measured={
                 **combined(s),
                 **of_weights(s),
-                **similarity(s, reference, 0.2 * (moved or 0)),
+                **similarity(s, reference),
                 **rejected(s, moved, seed),
             },
         )
