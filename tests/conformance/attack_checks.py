@@ -67,7 +67,7 @@ def of_weights(signals: Signals) -> dict:
 
 
 def similarity(signals: Signals, surrogate: Signals) -> dict:
-    """Moments (see the input) of a similarity that is 1 where the true token is the likeliest and falls with its rank."""
+    """Moments (see the input) of a similarity that is 1 where the true token is the likeliest, else falls."""
     theirs, ours = (-0.1 * np.asarray(one.statistics.rank, np.float64) for one in (signals, surrogate))
     logprob = np.asarray(surrogate.statistics.logprob, np.float64)
     columns = (theirs, ours, ours**2, logprob, ours * logprob)
