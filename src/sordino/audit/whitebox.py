@@ -214,7 +214,7 @@ def _alone(model: Model, weights: dict[str, Tensor], record: Tokens, rate: float
     with torch.enable_grad():
         before = _loss(model.module, own, ids, scored)
         # What takes no part in the loss, such as the last layer's unused key, stays as it is.
-        found = torch.autograd.grad(before, list(own.values()), allow_unused=True)
+        found: Sequence[Tensor | None] = torch.autograd.grad(before, list(own.values()), allow_unused=True)
     with torch.no_grad():
         pairs = zip(own.items(), found, strict=True)
         stepped = {name: w if g is None else w - rate * g for (name, w), g in pairs}

@@ -115,7 +115,7 @@ def content_digest(messages: Sequence[Message], label: str | None = None, reject
     """
     content: list[object] = [*_canonical(messages)]
     # A list of pairs, or a list of that list and one or two more: no content with a label equals one without.
-    parts = content if label is None else [content, label]
+    parts: list[object] = content if label is None else [content, label]
     if rejected is not None:
         parts = [content, label, unicodedata.normalize("NFC", rejected)]
     return hashlib.blake2b(_json(parts), digest_size=16).hexdigest()
@@ -131,7 +131,7 @@ def record_id(
     """
     if unit is None:
         return content_digest(messages, label, rejected)
-    parts = [unit, _canonical(messages), *([] if label is None else [label])]
+    parts: list[object] = [unit, _canonical(messages), *([] if label is None else [label])]
     if rejected is not None:
         parts = [unit, _canonical(messages), label, unicodedata.normalize("NFC", rejected)]
     return hashlib.blake2b(_json(parts), digest_size=16).hexdigest()

@@ -21,11 +21,10 @@ def one_step(signals: Signals, *, kind: Literal["ratio", "difference"] = "ratio"
 
     What was tuned takes the step (of LoRA, its factors), with a small fixed η. A step of length η‖∇ℓ‖ takes about
     η‖∇ℓ‖² off the loss, so the ratio is below 1, and nearer to 1 for a member. With `kind="difference"` the loss after
-    less the loss before, which short of the first order is the gradient norm.
+    less the loss before, which to first order is −η‖∇ℓ‖²: the gradient norm again.
     """
     before, after = np.asarray(signals.measured["one_step"], dtype=np.float64).T
-    if kind == "difference":
-        return after - before
     # A loss of exactly 0 stays 0: nothing is left to be learned.
     ratio: Scores = np.where(before == 0, 1.0, after / np.maximum(before, 1e-150))
-    return ratio
+    difference: Scores = after - before
+    return ratio if kind == "ratio" else difference

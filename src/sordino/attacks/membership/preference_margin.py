@@ -19,4 +19,5 @@ def preference_margin(signals: Signals) -> Scores:
     Up to a factor, that is what DPO makes large (Rafailov et al. 2023, arXiv:2305.18290). Fine-tuning on y⁺ alone
     raises the first term most, and the second as far as the two answers are alike.
     """
-    return chosen_gain(signals) - rejected_gain(signals)
+    margin: Scores = chosen_gain(signals) - rejected_gain(signals)
+    return margin

@@ -60,7 +60,8 @@ def _rows(target: Statistics, surrogate: Statistics, unit: np.ndarray) -> np.nda
         pairs = np.asarray(statistics.top), np.asarray(statistics.token)
         cosine = np.einsum("nd,nd->n", unit[pairs[0]], unit[pairs[1]], dtype=np.float64)
         # The same token is the same vector: its cosine is 1, whatever rounding says.
-        return np.log(np.clip(np.where(pairs[0] == pairs[1], 1.0, cosine), _LEAST, 1.0))
+        near: np.ndarray = np.clip(np.where(pairs[0] == pairs[1], 1.0, cosine), _LEAST, 1.0)
+        return np.log(near)  # type: ignore[no-any-return]
 
     theirs, ours = similarity(target), similarity(surrogate)
     logprob = np.asarray(surrogate.logprob, np.float64)
