@@ -2,7 +2,7 @@
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -17,7 +17,7 @@ from sordino.audit.choosing import Chosen, choose
 from sordino.audit.claimed import claimed
 from sordino.audit.collecting import Collector, Ticker
 from sordino.audit.datasets import attempts_on_the_set
-from sordino.audit.evaluate import Evidence, Outcome, delta, estimate, evaluate
+from sordino.audit.evaluate import Evidence, Outcome, delta, estimate, evaluate, noted
 from sordino.audit.external import create_external
 from sordino.audit.extracted import Passage, attempt
 from sordino.audit.gates import base_gate, blind_gate, bound_gate, canary_gate, lower_bound, shuffle_gate
@@ -124,6 +124,7 @@ def _audit(
     pair = provide(wanted, context, collector.signals(candidates, views))
     evidence = Evidence.of(candidates, seeds(_HALVES))
     outcome = evaluate(chosen.scoring, *pair, evidence, plan, seeds(_SHUFFLES))
+    outcome = replace(outcome, attempts=noted(outcome.attempts, chosen.scoring, context.notes))
     pulled = [attempt(a, collector, candidates, pair, evidence, plan) for a in windowed.values()]
     _write_private(run, candidates, outcome, [p for _, passages in pulled for p in passages])
     found = _exposed(collector, placed, plan)
@@ -147,7 +148,7 @@ def _audit(
         else delta(outcome, [n for n, a in chosen.membership.items() if not a.base], plan.confidence),
     )
     outcome = replace(outcome, attempts=(*outcome.attempts, *attempts_on_the_set(chosen.on_the_set, outcome, plan)))
-    report = _report(collector, outcome, findings, bound, plan)
+    report = _report(collector, outcome, findings, bound, plan, wanted)
     report = replace(
         report,
         untested=(*chosen.left_out, *untested(_kind(collector), chosen.membership, discover("membership"))),
@@ -283,7 +284,12 @@ def _findings(
 
 
 def _report(
-    collector: Collector, outcome: Outcome, findings: Findings, bound: Estimate | None, plan: AuditPlan
+    collector: Collector,
+    outcome: Outcome,
+    findings: Findings,
+    bound: Estimate | None,
+    plan: AuditPlan,
+    inputs: Collection[str],
 ) -> AuditReport:
     card, evidence, here = collector.card, outcome.evidence, findings.trained_here
     metrics = _metrics(outcome, findings, bound)
@@ -294,7 +300,7 @@ def _report(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         verdict=verdict(findings),
         task=findings.task,
-        threat_model=threat_model(findings, access, collector.subject.has_base),
+        threat_model=threat_model(findings, access, collector.subject.has_base, inputs),
         claims=claims(findings),
         attempts=attempts,
         canaries=tuple(findings.canaries),

@@ -1,6 +1,6 @@
 """From estimates and gates to a verdict and to claims beside their evidence, in plain words."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -270,23 +270,27 @@ def _utility_claim(f: Findings) -> Claim:
     )
 
 
-def threat_model(f: Findings, access: Sequence[str], has_base: bool = True) -> dict[str, str]:
-    """Who attacks, what they see and want, in the terms of the audit."""
+def threat_model(
+    f: Findings, access: Sequence[str], has_base: bool = True, inputs: Collection[str] = ()
+) -> dict[str, str]:
+    """Who attacks, what they see and want, in the terms of the audit; `inputs` is what attacks were given besides."""
     model = "the fine-tuned model" if f.trained_here else "the model in the form named under provenance"
     also = " and also has the public base model" if has_base else ""
     writes = f.task == "causal-lm"
     text = set(access) == {"generated text"}
+    knows = ["the membership of other records"] if "known" in inputs else []
+    knows += ["how the model was trained, and records like its own to train others on"] if "shadows" in inputs else []
+    more = f"; also {' and '.join(knows)}" if knows else ""
+    unseen = "other checkpoints" if {"gradients", "weights"} & set(access) else "gradients or other checkpoints"
     return {
         "Adversary": f"somebody outside who can query {model}{also}",
         "Sees": ", ".join(sorted(set(access))) + (" after beginnings" if text else " of texts") + " of their choice",
-        "Knows": "candidate records, or the beginning of a record; not which ones were trained on"
+        "Knows": f"candidate records, or the beginning of a record; not which ones were trained on{more}"
         if writes
-        else "candidate records with their classes; not which ones were trained on",
+        else "candidate records with their classes; not which ones were trained on" + more,
         "Wants": "to learn whether a record was trained on"
         + (", to get a record out" if writes else "")
         + (", or to recover a secret in it" if writes and f.trained_here else ""),
         "Protected unit": f"one {f.unit}" if unit_words(f.unit) == f.unit else unit_words(f.unit),
-        "Not considered": "access to the training machine, "
-        + ("the run folder, " if f.trained_here else "")
-        + "gradients or other checkpoints",
+        "Not considered": "access to the training machine, " + ("the run folder, " if f.trained_here else "") + unseen,
     }
