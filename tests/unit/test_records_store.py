@@ -72,7 +72,8 @@ def test_labels_come_back_and_a_split_without_them_is_still_read(tmp_path):
     assert load(tmp_path / "new.parquet") == split
     table = pq.ParquetFile(tmp_path / "new.parquet").read()
     metadata = {**table.schema.metadata, b"sordino.split": b"1"}
-    pq.write_table(table.drop_columns(["label", "rejected"]).replace_schema_metadata(metadata), tmp_path / "old.parquet")
+    first = table.drop_columns(["label", "rejected"]).replace_schema_metadata(metadata)
+    pq.write_table(first, tmp_path / "old.parquet")
     assert load(tmp_path / "old.parquet") == SPLIT
     pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "mixed.parquet")
     with pytest.raises(RunError, match="is not a split of version 3"):
