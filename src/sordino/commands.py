@@ -174,7 +174,9 @@ def _needs(attack: "Attack") -> str:
     """What an attack needs besides the model, in words."""
     words = {
         "known": "records known to be non-members", "shadows": "shadow models", "units": "units of several records",
-        "scores": "other attacks",
+        "scores": "other attacks", "samples": "generated text", "gradients": "the weights",
+        "tuned_gradients": "the weights", "one_step": "the weights", "similarity": "embeddings",
+        "rejected": "rejected answers",
     }  # fmt: skip
     needs = [
         *(["the untuned base"] if attack.base else []),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 __all__ = ["starter"]
 
-_COLUMNS = ("text", "prompt", "completion", "messages", "label", "id", "unit")
+_COLUMNS = ("text", "prompt", "completion", "messages", "label", "rejected", "id", "unit")
 
 _TEMPLATE = """\
 # A run of Sordino: fine-tune on private records, then `sordino audit`. Every key but data.path has
@@ -115,6 +115,7 @@ _MEANING = {
     "completion": "",
     "messages": "column of chat messages: a list of {role, content}",
     "label": "column of classes, for task: classification",
+    "rejected": "column of answers liked less than the record's own; not trained on, but read by attacks on them",
     "id": "column of record ids; null: a hash of the content",
     "unit": "column that says whom a record belongs to (customer, patient, author); null: every record is its own",
 }

@@ -60,6 +60,28 @@ def combined(signals: Signals) -> dict:
     return {"scores": np.stack(columns, axis=1)}
 
 
+def of_weights(signals: Signals) -> dict:
+    """What an adversary with the weights measures, were gradients as large as losses are: mean ln p of the tokens."""
+    loss = signals.nll
+    return {"gradients": loss, "tuned_gradients": loss, "one_step": np.stack([loss, loss - 0.1 * loss**2], axis=1)}
+
+
+def similarity(signals: Signals, surrogate: Signals) -> dict:
+    """Moments (see the input) of a similarity that is 1 where the true token is the likeliest, else falls."""
+    theirs, ours = (-0.1 * np.asarray(one.statistics.rank, np.float64) for one in (signals, surrogate))
+    logprob = np.asarray(surrogate.statistics.logprob, np.float64)
+    columns = (theirs, ours, ours**2, logprob, ours * logprob)
+    return {"similarity": np.stack([Ragged(c, signals.statistics.offsets).mean() for c in columns], axis=1)}
+
+
+def rejected(signals: Signals, moved, seed: int) -> dict:
+    """ln p of answers that were liked less, which tuning made less likely by `moved` nats for members."""
+    counts, rng = signals.logprob.counts, np.random.default_rng([seed, 13])
+    base = np.where(counts > 0, -3.0 * counts + rng.normal(size=len(counts)), np.nan)
+    noise = 0 if moved is None else 0.5 * np.random.default_rng([seed, 14]).normal(size=len(counts))
+    return {"rejected": base + noise - (moved or 0) * np.resize(MEMBER, len(counts))}
+
+
 def synthetic(gain: float, seed: int = 0, lengths=None, *, known: bool = True) -> Signals:
     """Signals of a base model and of one tuned on `MEMBER` records, whose true tokens gained `gain` nats.
 
@@ -100,7 +122,18 @@ def synthetic(gain: float, seed: int = 0, lengths=None, *, known: bool = True) -
     signals = Signals(
         record_ids=names, texts=texts, statistics=made, base=reference, views=views, generated=after, **extra
     )
-    signals, reference = (replace(s, measured=combined(s)) for s in (signals, reference))
+    signals, reference = (
+        replace(
+            s,
+            measured={
+                **combined(s),
+                **of_weights(s),
+                **similarity(s, reference),
+                **rejected(s, moved, seed),
+            },
+        )
+        for s, moved in ((signals, gain), (reference, None))
+    )
     signals = replace(signals, base=reference)
     if not known:
         return signals

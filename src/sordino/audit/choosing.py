@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sordino.attacks.base import SUITES, Attack, discover, find
+from sordino.attacks.base import SUITES, Attack, Suite, discover, find
 from sordino.audit.inputs import Context, lacking
 from sordino.audit.subjects import Subject
 from sordino.audit.written import Written
@@ -44,7 +44,7 @@ def choose(names: Sequence[str], context: Context) -> Chosen:
         find("membership", name, subject.task)
     known = {n: a for n, a in discover("membership").items() if subject.task in a.tasks}
     asked = set(names) | ({plan.headline} if subject.trained_here or not names else set())
-    suite = {n for n, a in known.items() if SUITES.index(a.suite) <= SUITES.index(plan.suite)}
+    suite = {n for n, a in known.items() if SUITES.index(_suite(a, subject)) <= SUITES.index(plan.suite)}
     wanted = {n: a for n, a in known.items() if n in (asked if names else asked | suite)}
     windowed = {n: a for n, a in discover("extraction").items() if n != "exposure" and subject.task in a.tasks}
     missing = {n: why for n, a in (known | windowed).items() if (why := _lacking(a, context))}
@@ -70,6 +70,11 @@ def choose(names: Sequence[str], context: Context) -> Chosen:
     )
 
 
+def _suite(attack: Attack, subject: Subject | Written) -> Suite:
+    """The smallest suite that an attack is part of: what the subject gives anyway costs nothing more."""
+    return "quick" if attack.inputs and attack.inputs <= subject.gives else attack.suite
+
+
 def _dearer(names: Sequence[str], known: Mapping[str, Attack]) -> tuple[str, ...]:
     """Attacks that a larger suite has."""
     told = []
@@ -83,9 +88,9 @@ def _dearer(names: Sequence[str], known: Mapping[str, Attack]) -> tuple[str, ...
 def _left_out(lacked: Mapping[str, str], known: Mapping[str, Attack], subject: Subject | Written) -> tuple[str, ...]:
     if isinstance(subject, Written):
         names = ", ".join(n for n in lacked if known[n].needs)
-        return (
-            (f"Attacks on log-probabilities ({names}): of this server only generated text was seen.",) if names else ()
-        )
+        seen = f"Attacks on log-probabilities ({names}): of this server only generated text was seen."
+        rest = (f"The attack {n}: it needs {why}." for n, why in lacked.items() if not known[n].needs)
+        return (*([seen] if names else []), *rest)
     # That no adversary was tried who sees only text stands among what is untested, whatever the attacks are.
     return tuple(f"The attack {n}: it needs {why}." for n, why in lacked.items() if known[n].needs != _TEXT)
 

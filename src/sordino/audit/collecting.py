@@ -93,7 +93,7 @@ class Collector:
     def key(self, examples: Sequence[Example], which: str, *more: str) -> str:
         """A digest of all that numbers about `examples` under a model depend on."""
         records = (e.record for e in examples)
-        contents = (part for r in records for part in (r.id, content_digest(r.messages, r.label)))
+        contents = (part for r in records for part in (r.id, content_digest(r.messages, r.label, r.rejected)))
         return digest(_DEFINITION, *self.reader.identity(which), *more, *contents)
 
     def _statistics(self, examples: Sequence[Example], tokens: Sequence[Tokens], which: str, view: str) -> Statistics:

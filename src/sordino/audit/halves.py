@@ -10,7 +10,7 @@ from sordino.records import Example
 from sordino.results import Notice
 from sordino.serialize import Serializer, render_plain
 
-__all__ = ["LONGEST", "Half", "allowance", "cost", "halves"]
+__all__ = ["LONGEST", "Half", "allowance", "cost", "half_of", "halves"]
 
 LONGEST = 256
 """Words of a record that are used, where `max_length` does not say."""
@@ -45,13 +45,18 @@ def halves(
             raise DataError(message, "Set too_long to truncate or split, or raise max_length.")
         kept = whole if config.too_long == "split" else first(whole, most)
         cut += len(kept) < len(whole.rstrip())
-        start, stop = spans[-1]
-        before, rest = halve(kept[start:stop])
-        prompt = kept[:start] + before
-        usable = bool(prompt.strip()) and bool(rest.strip())
-        text = "\n".join(kept[a:b] for a, b in spans)
-        found.append(Half(prompt=prompt, remainder=rest if usable else "", text=text))
+        found.append(half_of(kept, spans))
     return found, _notices(examples, found, cut, most, serializer)
+
+
+def half_of(kept: str, spans: Sequence[tuple[int, int]]) -> Half:
+    """A text, whose end may be cut off, up to the middle of the last of its target `spans`, and the rest."""
+    start, stop = spans[-1]
+    before, rest = halve(kept[start:stop])
+    prompt = kept[:start] + before
+    usable = bool(prompt.strip()) and bool(rest.strip())
+    text = "\n".join(kept[a:b] for a, b in spans)
+    return Half(prompt=prompt, remainder=rest if usable else "", text=text)
 
 
 def _notices(

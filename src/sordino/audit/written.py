@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from sordino.attacks.base import Task
+from sordino.audit.continuations import Beginning, generated, sampled_texts, text_after
 from sordino.audit.halves import Half, allowance, halves
 from sordino.audit.settings import ExternalConfig
 from sordino.completions import Completions, Unsupported
@@ -103,7 +104,7 @@ class Written:
         tried = [half for half in found if half.remainder]
         texts = (part for half in tried for part in (half.prompt, half.remainder))
         asked = (str(self.card.model["base"]), str(self.config.seed), str(self.config.samples))
-        name = f"written/{digest('written/1', *asked, *texts)}.json"
+        name = f"written/{digest('written/2', *asked, *texts)}.json"
         path = self.run.private / name
         if not path.exists():
             self.run.write_private(name, encode(self._compute(tried)))
@@ -113,7 +114,7 @@ class Written:
 
     def _compute(self, tried: Sequence[Half]) -> tuple[list[str], list[str]]:
         from sordino.deployed import context_of, fetch, load_deployed
-        from sordino.generate import greedy, sampled
+        from sordino.generate import greedy
 
         asked = ModelConfig(
             path=str(self.config.base), remote_code=self.config.model.remote_code, device=self.config.model.device
@@ -121,26 +122,16 @@ class Written:
         folder = fetch(asked)
         model = load_deployed(asked, folder, dtype=self.config.dtype)
         prefixes, lengths = _encoded(tried, model.tokenizer, context_of(folder))
-        many = self.config.samples
-        drawn = sampled(
-            model, [p for p in prefixes for _ in range(many)], [n for n in lengths for _ in range(many)],
-            seed=self.config.seed,
-        )  # fmt: skip
-        end = model.tokenizer.eos_token_id
-
-        def text(prefix: np.ndarray, ids: np.ndarray) -> str:
-            stops = np.flatnonzero(ids == end) if end is not None else np.empty(0, dtype=int)
-            ids = ids[: stops[0]] if len(stops) else ids
-            before, whole = (
-                model.tokenizer.decode(i, skip_special_tokens=True) for i in (prefix, np.concatenate([prefix, ids]))
-            )  # fmt: skip
-            return str(whole[len(before) :])
-
+        beginnings = [
+            Beginning(ids=ids, length=length, seed=i)
+            for i, (ids, length) in enumerate(zip(prefixes, lengths, strict=True))
+        ]
+        drawn = sampled_texts(model, beginnings, self.config.samples, self.config.seed)
         likeliest = greedy(model, prefixes, lengths)
-        return (
-            [text(prefixes[i // many], ids) for i, ids in enumerate(drawn)],
-            [text(prefix, ids) for prefix, ids in zip(prefixes, likeliest, strict=True)],
-        )
+        pairs = zip(prefixes, likeliest, strict=True)
+        return [t for texts in drawn for t in texts], [
+            text_after(model.tokenizer, prefix, ids) for prefix, ids in pairs
+        ]
 
 
 def _encoded(tried: Sequence[Half], tokenizer: Any, context: int | None) -> tuple[list[np.ndarray], list[int]]:
@@ -158,17 +149,8 @@ def _encoded(tried: Sequence[Half], tokenizer: Any, context: int | None) -> tupl
 
 
 def _generated(found: Sequence[Half], samples: Sequence[str], greedy: Sequence[str]) -> Generated:
-    """Answers, of the records that were tried, at the places of all records."""
-    tried = [i for i, half in enumerate(found) if half.remainder]
-    many = len(samples) // max(1, len(tried))
-    place = {record: number for number, record in enumerate(tried)}
-    own = [place.get(i) for i in range(len(found))]
-    return Generated(
-        prompts=[half.prompt for half in found],
-        remainders=[half.remainder for half in found],
-        samples=[() if n is None else tuple(samples[n * many : (n + 1) * many]) for n in own],
-        greedy=["" if n is None else greedy[n] for n in own],
-    )
+    many = max(1, len(samples) // max(1, len(greedy)))
+    return generated(found, [tuple(samples[i : i + many]) for i in range(0, len(samples), many)], greedy)
 
 
 def _untold(records: int) -> Statistics:

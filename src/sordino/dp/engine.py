@@ -104,21 +104,34 @@ class Clipper:
         next to each other, and a unit's loss is the sum of theirs. A unit whose gradient is not finite adds
         nothing. `.grad` is dropped. Raises `DPError` where a gradient escapes its rule; the step's sum is then lost.
         """
-        if self.mode != "one-by-one" and not self.patched.attached:
-            raise DPError("The clipper is not attached.", "Use it as a context: `with clipper: ...`.")
-        for parameter in self.parameters.values():
-            parameter.grad = None
         try:
-            with torch.enable_grad():
-                self.tape.start(units)
-                values = losses()
-            self._check(values, units)
-            values = values if self.scale == 1 else values * self.scale
+            values = self._values(losses, units)
             run = {"book-keeping": self._book_keeping, "two-backward": self._twice, "one-by-one": self._one_by_one}
             return run[self.mode](values)
         except BaseException:
             self._sums.clear()
             raise
+
+    def norms(self, losses: Callable[[], Tensor], *, units: int) -> Tensor:
+        """The norms (units) of the gradients of `units` units, as `add` finds them; nothing is summed or kept."""
+        values = self._values(losses, units)
+        if self.mode == "one-by-one":
+            norms = self._one_by_one(values)
+            self._sums.clear()
+            return norms
+        self._first_pass(values, keep=False, again=False)
+        return self._factors()[0]
+
+    def _values(self, losses: Callable[[], Tensor], units: int) -> Tensor:
+        if self.mode != "one-by-one" and not self.patched.attached:
+            raise DPError("The clipper is not attached.", "Use it as a context: `with clipper: ...`.")
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        with torch.enable_grad():
+            self.tape.start(units)
+            values = losses()
+        self._check(values, units)
+        return values if self.scale == 1 else values * self.scale
 
     @torch.no_grad()
     def finish(self, noise: Callable[[str, Tensor], None] | None, expected: float) -> None:
@@ -147,7 +160,7 @@ class Clipper:
         self.tape.rows = rows
 
     def _book_keeping(self, values: Tensor) -> Tensor:
-        kept = self._first_pass(values, keep=True)
+        kept = self._first_pass(values, keep=True, again=False)
         norms, factors = self._factors()
         with torch.no_grad():
             for name in list(kept):
@@ -155,7 +168,7 @@ class Clipper:
         return norms
 
     def _twice(self, values: Tensor) -> Tensor:
-        self._first_pass(values, keep=False)
+        self._first_pass(values, keep=False, again=True)
         norms, factors = self._factors()
 
         def take(parameter: nn.Parameter, capture: Capture) -> None:
@@ -165,7 +178,7 @@ class Clipper:
         self._backward(values, take, again=False)
         return norms
 
-    def _first_pass(self, values: Tensor, *, keep: bool) -> dict[str, Sequence[Capture]]:
+    def _first_pass(self, values: Tensor, *, keep: bool, again: bool) -> dict[str, Sequence[Capture]]:
         """The squared norms of each parameter's gradients, and if `keep` what they are made of."""
         self.squares = {}
         kept: dict[str, Sequence[Capture]] = {}
@@ -188,7 +201,7 @@ class Clipper:
             else:
                 settle(name, [capture])
 
-        self._backward(values, take, again=not keep)
+        self._backward(values, take, again=again)
         with torch.no_grad():
             for name, captures in shared.items():
                 settle(name, captures)

@@ -30,7 +30,13 @@ def schema() -> Any:
 
     message = pa.struct([("role", pa.string()), ("content", pa.large_string())])
     return pa.schema(
-        [("id", pa.string()), ("unit", pa.string()), ("messages", pa.list_(message)), ("label", pa.string())]
+        [
+            ("id", pa.string()),
+            ("unit", pa.string()),
+            ("messages", pa.list_(message)),
+            ("label", pa.string()),
+            ("rejected", pa.large_string()),
+        ]
     )
 
 
@@ -179,11 +185,20 @@ def labels(batch: Any) -> list[str | None]:
     return found
 
 
+def rejected(batch: Any) -> list[str | None]:
+    """The rejected answer of each row of `batch`; none in tables older than them."""
+    if "rejected" not in batch.schema.names:
+        return [None] * batch.num_rows
+    found: list[str | None] = batch.column("rejected").to_pylist()
+    return found
+
+
 def records_of(batch: Any) -> Iterator[Record]:
     """The records of the rows of `batch`."""
     names, units = batch.column("id").to_pylist(), batch.column("unit").to_pylist()
-    for name, unit, messages, label in zip(names, units, contents(batch), labels(batch), strict=True):
-        yield Record(id=name, messages=messages, unit=unit, label=label)
+    columns = zip(names, units, contents(batch), labels(batch), rejected(batch), strict=True)
+    for name, unit, messages, label, other in columns:
+        yield Record(id=name, messages=messages, unit=unit, label=label, rejected=other)
 
 
 def pack(records: Iterable[Record]) -> Iterator[Any]:
@@ -192,7 +207,7 @@ def pack(records: Iterable[Record]) -> Iterator[Any]:
     size = 0
     for record in records:
         held.append(record)
-        size += sum(len(message.content) for message in record.messages)
+        size += sum(len(message.content) for message in record.messages) + len(record.rejected or "")
         if len(held) == BATCH or size > CHARACTERS:
             yield _batch(held)
             held, size = [], 0
@@ -215,6 +230,7 @@ def _batch(records: Sequence[Record]) -> Any:
         pa.array([record.unit for record in records], pa.string()),
         pa.ListArray.from_arrays(pa.array(edges, pa.int32()), flat, type=kind.field("messages").type),
         pa.array([record.label for record in records], pa.string()),
+        pa.array([record.rejected for record in records], pa.large_string()),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=kind)
 
@@ -232,7 +248,8 @@ def sorted_rows(records: Iterable[Record]) -> Iterator[list[tuple[str, str, str]
 
     rows = record_rows(records)
     digests = [
-        pa.array(list(map(content_digest, contents(batch), labels(batch))), pa.string()) for batch in rows.batches()
+        pa.array(list(map(content_digest, contents(batch), labels(batch), rejected(batch))), pa.string())
+        for batch in rows.batches()
     ]
     columns = [rows.column("id"), rows.column("unit"), pa.chunked_array(digests, pa.string())]
     table = pa.table(columns, names=["id", "unit", "digest"])

@@ -11,7 +11,15 @@ from sordino.records.columns import Held, Rows, pack, records_of, schema
 from sordino.records.readers import read_table
 from sordino.records.record import DataConfig, Dataset, Record, content_digest, record_id
 from sordino.records.saved import hub_name, is_saved, read_hub, read_saved
-from sordino.records.shapes import Shape, column_value, count_extra_keys, find_shape, label_of, to_messages
+from sordino.records.shapes import (
+    Shape,
+    column_value,
+    count_extra_keys,
+    find_shape,
+    label_of,
+    rejected_of,
+    to_messages,
+)
 from sordino.records.tables import Row, Table, kind_of
 from sordino.results import Notice
 
@@ -156,15 +164,17 @@ class _Collector:
                 continue
             unit = _unit(config, row, number, source)
             label = None if config.label is None else label_of(row, config.label, source)
-            digest = content_digest(messages, label)
+            rejected = None if config.rejected is None else rejected_of(row, config.rejected, messages, source)
+            digest = content_digest(messages, label, rejected)
             if config.id is not None:
                 name = _name(row, config.id, source)
                 self._check_id(name, name if unit is None else unit, digest, number)
             else:
-                name = digest if unit is None else record_id(messages, unit, label)
+                name = digest if unit is None else record_id(messages, unit, label, rejected)
             if self._is_new(bytes.fromhex(digest), unit):
                 self.kept += 1
-                yield Record(id=name, messages=messages, unit=name if unit is None else unit, label=label)
+                owner = name if unit is None else unit
+                yield Record(id=name, messages=messages, unit=owner, label=label, rejected=rejected)
 
     def _is_new(self, content: bytes, unit: str | None) -> bool:
         """Whether nobody, or no record of this unit, had the content before; it then has."""
@@ -237,7 +247,7 @@ def _name(row: Row, column: str, source: str) -> str:
 def _notices(collected: _Collector) -> tuple[Notice, ...]:
     config, table, shape, extra = collected.config, collected.table, collected.shape, collected.extra
     extra_keys = sorted(extra)
-    read_columns = {*shape.columns, config.id, config.unit, config.label}
+    read_columns = {*shape.columns, config.id, config.unit, config.label, config.rejected}
     unread = [name for name in table.columns if name not in read_columns]
     empty = collected.empty + table.blank
     found = 0 if shape.named or table.columns == ("text",) else collected.kept

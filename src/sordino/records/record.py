@@ -27,13 +27,15 @@ class Message:
 class Record:
     """One training text; `unit` names whom it belongs to: itself, or a patient, customer, author.
 
-    `label` is the class that a classifier learns to give it.
+    `label` is the class that a classifier learns to give it; `rejected` the answer, in place of its last
+    message, that people liked less, which nothing is trained on.
     """
 
     id: str
     messages: tuple[Message, ...]
     unit: str
     label: str | None = None
+    rejected: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,8 @@ class DataConfig:
     {role, content}); where none is named, the usual names are looked for. `id` names the column of ids
     (default: a digest of the content), `unit` the column of whom a record belongs to (default: each
     record is its own unit); `unit_rows` makes every so many consecutive rows one unit instead. `label`
-    names the column of classes, for a classifier.
+    names the column of classes, for a classifier; `rejected` that of answers which were liked less than the
+    record's own: training is on the record alone, but attacks on preferences read both.
 
     `path` is a file, a folder of text files or of shards of one format, a folder that `save_to_disk` of the
     `datasets` library wrote, or a data set on the hub: "hub:owner/name" or "hf://datasets/owner/name", of
@@ -58,6 +61,7 @@ class DataConfig:
     completion: str | None = None
     messages: str | None = None
     label: str | None = None
+    rejected: str | None = None
     id: str | None = None
     unit: str | None = None
     unit_rows: int | None = None
@@ -102,28 +106,34 @@ def unit_words(kind: str) -> str:
     return f"{count} consecutive rows" if name == "rows" and count.isdecimal() else kind
 
 
-def content_digest(messages: Sequence[Message], label: str | None = None) -> str:
-    """The blake2b-128 hex digest of the canonical content of `messages`, and of the `label` if there is one.
+def content_digest(messages: Sequence[Message], label: str | None = None, rejected: str | None = None) -> str:
+    """The blake2b-128 hex digest of the canonical content of `messages`, of the `label` and of what was `rejected`.
 
     Canonical content is the UTF-8 JSON text, without blanks, of [[role, content], ...], each content in
     Unicode normal form C: texts that differ only in how accents are composed are the same text. With a
-    label it is [that list, label].
+    label it is [that list, label], with a rejected answer [that list, label or null, answer].
     """
     content: list[object] = [*_canonical(messages)]
-    # A list of pairs, or a list of that list and a text: no content with a label equals one without.
-    parts = content if label is None else [content, label]
+    # A list of pairs, or a list of that list and one or two more: no content with a label equals one without.
+    parts: list[object] = content if label is None else [content, label]
+    if rejected is not None:
+        parts = [content, label, unicodedata.normalize("NFC", rejected)]
     return hashlib.blake2b(_json(parts), digest_size=16).hexdigest()
 
 
-def record_id(messages: Sequence[Message], unit: str | None = None, label: str | None = None) -> str:
+def record_id(
+    messages: Sequence[Message], unit: str | None = None, label: str | None = None, rejected: str | None = None
+) -> str:
     """The id of a record that has none of its own: its content digest.
 
     Where the caller names units, the `unit` is digested too: the same text in the hands of two units
     is two records.
     """
     if unit is None:
-        return content_digest(messages, label)
-    parts = [unit, _canonical(messages), *([] if label is None else [label])]
+        return content_digest(messages, label, rejected)
+    parts: list[object] = [unit, _canonical(messages), *([] if label is None else [label])]
+    if rejected is not None:
+        parts = [unit, _canonical(messages), label, unicodedata.normalize("NFC", rejected)]
     return hashlib.blake2b(_json(parts), digest_size=16).hexdigest()
 
 

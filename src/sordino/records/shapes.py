@@ -10,7 +10,16 @@ from sordino.errors import ConfigError, DataError, did_you_mean
 from sordino.records.record import DataConfig, Message
 from sordino.records.tables import Row, kind_of
 
-__all__ = ["CHAT_ROLES", "Shape", "column_value", "count_extra_keys", "find_shape", "label_of", "to_messages"]
+__all__ = [
+    "CHAT_ROLES",
+    "Shape",
+    "column_value",
+    "count_extra_keys",
+    "find_shape",
+    "label_of",
+    "rejected_of",
+    "to_messages",
+]
 
 CHAT_ROLES = ("system", "user", "assistant", "tool")
 PAIRS = (
@@ -133,6 +142,27 @@ def label_of(row: Row, column: str, source: str) -> str:
     if not label:
         raise DataError(f"{where} is blank.", hint)
     return label
+
+
+def rejected_of(row: Row, column: str, messages: Sequence[Message], source: str) -> str:
+    """The answer in `column` that was liked less than the last of `messages`: a text, or a chat that ends with it.
+
+    Raises `DataError`, with the place, where it is missing or blank, or a chat that does not begin as `messages` do.
+    """
+    where = f"{source}, {row.place}: column '{column}'"
+    if isinstance(column_value(row, column, source), list):
+        turns = _chat(row, column, source)
+        before = tuple(messages[:-1])
+        # Some data sets have the question in the chat, others the answer alone.
+        if turns[:-1] not in (before, ()) or not turns or turns[-1].role != messages[-1].role:
+            hint = "Both must be answers to the same: the messages before the last one, and its role, are compared."
+            raise DataError(f"{where} does not differ from the record in its last message alone.", hint)
+        text = turns[-1].content
+    else:
+        text = _text(row, column, source)
+    if not text.strip():
+        raise DataError(f"{where} is blank.", "Every record of preferences needs its rejected answer.")
+    return text
 
 
 def _text(row: Row, column: str, source: str) -> str:

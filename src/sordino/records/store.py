@@ -13,9 +13,9 @@ from sordino.results import Notice
 
 __all__ = ["load", "save"]
 
-VERSION = b"2"
-# Version 1 has no labels, and is read as such.
-UNLABELLED = b"1"
+VERSION = b"3"
+# Version 1 has no labels, and versions 1 and 2 no rejected answers; they are read as such.
+UNREJECTED, UNLABELLED = b"2", b"1"
 VERSION_KEY, NOTICES_KEY = b"sordino.split", b"sordino.notices"
 
 
@@ -46,7 +46,9 @@ def load(path: Path | str) -> Split:
         found = file.schema_arrow
         metadata = found.metadata or {}
         version = metadata.get(VERSION_KEY)
-        known = {VERSION: schema(), UNLABELLED: schema().remove(schema().get_field_index("label"))}
+        second = schema().remove(schema().get_field_index("rejected"))
+        first = second.remove(second.get_field_index("label"))
+        known = {VERSION: schema(), UNREJECTED: second, UNLABELLED: first}
         if version not in known or not found.equals(known[version]):
             hint = "It was written by another version, or is another file."
             raise RunError(f"{path} is not a split of version {VERSION.decode()}.", hint)

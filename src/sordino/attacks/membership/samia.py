@@ -15,7 +15,14 @@ def recall(written: list[str], true: list[str]) -> float:
     return sum((Counter(true) & Counter(written)).values()) / len(true)
 
 
-@membership(paper="Kaneko et al. 2024, arXiv:2404.11262", access="generated text", needs=("samples",))
+@membership(
+    paper="Kaneko et al. 2024, arXiv:2404.11262",
+    access="generated text",
+    needs=(),
+    inputs=("samples",),
+    cost="10 continuations a record",
+    suite="full",
+)
 def samia(signals: Signals, *, zlib: bool = False) -> Scores:
     """Score a record by how many words of its second half are in continuations sampled after its first half.
 
