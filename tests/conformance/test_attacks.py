@@ -25,6 +25,7 @@ from sordino.signals import Signals
 
 MEMBERSHIP, EXTRACTION = discover("membership"), discover("extraction")
 OURS = (
+    "con_recall",
     "correctness",
     "dataset_inference",
     "error_zone",
@@ -35,12 +36,16 @@ OURS = (
     "min_k",
     "min_k_plus_plus",
     "modified_entropy",
+    "neighbourhood",
+    "quantile",
+    "recall",
     "reference",
     "reference_ratio",
     "rmia",
     "rmia_offline",
     "rmia_ratio",
     "samia",
+    "spv",
     "user_inference",
     "windows",
     "zlib",

@@ -17,7 +17,7 @@ from sordino.audit.choosing import Chosen, choose
 from sordino.audit.claimed import claimed
 from sordino.audit.collecting import Collector, Ticker
 from sordino.audit.datasets import attempts_on_the_set
-from sordino.audit.evaluate import Evidence, Outcome, delta, estimate, evaluate
+from sordino.audit.evaluate import Evidence, Outcome, delta, estimate, evaluate, noted
 from sordino.audit.external import create_external
 from sordino.audit.extracted import Passage, attempt
 from sordino.audit.gates import base_gate, blind_gate, bound_gate, canary_gate, lower_bound, shuffle_gate
@@ -122,6 +122,7 @@ def _audit(
     pair = provide(wanted, context, collector.signals(candidates, views))
     evidence = Evidence.of(candidates, seeds(_HALVES))
     outcome = evaluate(chosen.scoring, *pair, evidence, plan, seeds(_SHUFFLES))
+    outcome = replace(outcome, attempts=noted(outcome.attempts, chosen.scoring, context.notes))
     pulled = [attempt(a, collector, candidates, pair, evidence, plan) for a in windowed.values()]
     _write_private(run, candidates, outcome, [p for _, passages in pulled for p in passages])
     found = _exposed(collector, placed, plan)
@@ -210,10 +211,11 @@ def _write_private(run: Run, candidates: Sequence[Example], outcome: Outcome, pa
 
 
 def _utility(collector: Collector, placed: Split, plan: AuditPlan) -> dict[str, Estimate]:
-    if not placed.validation:
-        return {}  # nor does an audit of a model trained elsewhere have any
+    # What is told of a model trained elsewhere about its known non-members is no measure of what it is good for.
+    if not placed.validation or not collector.subject.trained_here:
+        return {}
     tuned, base = collector.signals(placed.validation, {})
-    assert base is not None  # only a run of our own has validation records
+    assert base is not None  # a run of our own has it
     _, group = np.unique([e.group for e in placed.validation], return_inverse=True)
 
     measure = _class_utility if collector.subject.task == "classification" else _language_utility
