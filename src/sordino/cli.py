@@ -126,6 +126,7 @@ def audit(  # noqa: PLR0913 - each is an option of its own
     out: str | None = None,
     require: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     attack: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    suite: Literal["quick", "full", "all"] | None = None,
     list_attacks: Annotated[bool, Parameter(name="--list", negative="")] = False,
     json: Json = False,
 ) -> int:
@@ -166,6 +167,9 @@ def audit(  # noqa: PLR0913 - each is an option of its own
         cannot tell. May be given several times.
     attack
         Only this membership attack (and the pre-declared one). May be given several times.
+    suite
+        Which membership attacks: quick (at most one more pass each), full (all but those on shadow models) or
+        all. `--audit.inputs.shadows 8` and the like, after the run folder, say what they may use.
     list_attacks
         List the attacks with what they need, and stop.
 
@@ -180,7 +184,10 @@ def audit(  # noqa: PLR0913 - each is an option of its own
         "api_key_env": api_key_env, "out": out,
     }  # fmt: skip
     given = {name: value for name, value in options.items() if value is not None}
-    return run_audit_elsewhere(run, given, require, attack, json) if given else run_audit(run, require, attack, json)
+    if not given:
+        return run_audit(run, require, attack, suite, json)
+    words = (*run, *(("--audit.suite", suite) if suite else ()))
+    return run_audit_elsewhere(words, given, require, attack, json)
 
 
 @app.command

@@ -3,12 +3,15 @@
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sordino.console import display, say, show_notices
 from sordino.errors import ConfigError, RunError
 from sordino.results import AuditPlan, AuditReport
 from sordino.run import Run
+
+if TYPE_CHECKING:
+    from sordino.attacks.base import Attack
 
 __all__ = [
     "exit_code",
@@ -147,33 +150,52 @@ def run_list(as_json: bool) -> int:
     attacks = [a for family in ("membership", "extraction") for a in discover(family).values()]
     if as_json:
         rows = [
-            {"name": a.name, "family": a.family, "summary": a.summary, "access": a.access, "paper": a.paper,
-             "base": a.base, "views": sorted(a.views)} for a in attacks
+            {"name": a.name, "family": a.family, "suite": a.suite, "summary": a.summary, "access": a.access,
+             "cost": a.cost, "paper": a.paper, "base": a.base, "views": sorted(a.views), "inputs": sorted(a.inputs),
+             "tasks": list(a.tasks), "level": a.level} for a in attacks
         ]  # fmt: skip
         sys.stdout.write(encode(rows).decode())
         return 0
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("attack", "family", "what it does", "sees", "needs", "paper")
+    table = Table("attack", "suite", "what it does", "sees", "needs", "costs", "paper")
     for a in attacks:
-        needs = ", ".join([*(["the untuned base"] if a.base else []), *(f"{v} view" for v in sorted(a.views)),
-                           *(["a server's text"] if "samples" in a.needs else [])]) or "–"  # fmt: skip
-        table.add_row(a.name, a.family, a.summary, a.access, needs, a.paper)
+        table.add_row(
+            a.name, a.suite if a.family == "membership" else "–", a.summary, a.access, _needs(a), a.cost, a.paper
+        )
     Console().print(table)
     return 0
 
 
-def run_audit(words: Sequence[str], require: Sequence[str], attacks: Sequence[str], as_json: bool) -> int:
+def _needs(attack: "Attack") -> str:
+    """What an attack needs besides the model, in words."""
+    words = {
+        "known": "records known to be non-members", "shadows": "shadow models", "units": "units of several records",
+        "scores": "other attacks",
+    }  # fmt: skip
+    needs = [
+        *(["the untuned base"] if attack.base else []),
+        *(f"{v} view" for v in sorted(attack.views)),
+        *(words.get(name, name.replace("_", " ")) for name in sorted(attack.inputs)),
+        *(["generated text"] if "samples" in attack.needs else []),
+    ]
+    return ", ".join(needs) or "–"
+
+
+def run_audit(
+    words: Sequence[str], require: Sequence[str], attacks: Sequence[str], suite: str | None, as_json: bool
+) -> int:
     """Audit a run, print its table and write its report."""
-    for word in words:
-        if word.startswith("-"):
-            message = f"{word} is no option of an audit of a run."
-            hint = "Keys such as --data.text go with --model, --members and --nonmembers; see `sordino audit --help`."
-            raise ConfigError(message, hint)
-    if len(words) > 1:
-        raise ConfigError(f"{len(words)} run folders were given: {', '.join(words)}.", "Audit one at a time.")
-    return _audit(Run.open(words[0] if words else newest()), require, attacks, as_json)
+    from sordino.audit.settings import anew
+
+    at = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+    folders, flags = words[:at], words[at:]
+    if len(folders) > 1:
+        raise ConfigError(f"{len(folders)} run folders were given: {', '.join(folders)}.", "Audit one at a time.")
+    anew(AuditPlan(), flags)  # what is wrong with a word is known before a folder is looked for
+    run = Run.open(folders[0] if folders else newest())
+    return _audit(run, require, attacks, anew(run.card.plan, flags, suite), as_json)
 
 
 def run_audit_elsewhere(
@@ -196,16 +218,16 @@ def run_audit_elsewhere(
     say(f"writing to {run.path}")
     if "requests" in run.card.model:
         say(f"asking {run.card.model['endpoint']}: {run.card.model['requests']}, less what was answered before")
-    return _audit(run, require, attacks, as_json)
+    return _audit(run, require, attacks, run.card.plan, as_json)
 
 
-def _audit(run: Run, require: Sequence[str], attacks: Sequence[str], as_json: bool) -> int:
+def _audit(run: Run, require: Sequence[str], attacks: Sequence[str], plan: AuditPlan, as_json: bool) -> int:
     from sordino.audit.flow import audit
     from sordino.report import render_table, write_report
     from sordino.results import encode
 
     with display() as shown:
-        report = audit(run, require=require, attacks=attacks, ticker=shown.task)
+        report = audit(run, require=require, attacks=attacks, suite=plan.suite, inputs=plan.inputs, ticker=shown.task)
     if as_json:
         sys.stdout.write(encode(report).decode())
     else:

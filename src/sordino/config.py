@@ -19,7 +19,7 @@ from sordino.canaries import CanaryConfig
 from sordino.errors import ConfigError, RunError, did_you_mean
 from sordino.inputs import from_environment, merge, parse_flags, read_yaml
 from sordino.records import DataConfig, SplitConfig
-from sordino.results import AuditPlan
+from sordino.results import AuditPlan, InputPlan
 
 __all__ = [
     "DPConfig",
@@ -28,6 +28,7 @@ __all__ = [
     "RunConfig",
     "TrainConfig",
     "check_dp",
+    "check_inputs",
     "check_method",
     "check_target",
     "check_values",
@@ -377,7 +378,24 @@ def check_values(config: RunConfig) -> None:
     for key, value, good, allowed in rules:
         if not good:
             raise ConfigError(f"{key} is {value!r}.", f"Allowed: {allowed}.")
+    check_inputs(audit.inputs)
     check_method(method)
+
+
+def check_inputs(inputs: InputPlan) -> None:
+    """Raises `ConfigError` where what attacks may use is out of its range."""
+    rules: tuple[tuple[str, Any, bool, str], ...] = (
+        ("known", inputs.known, inputs.known >= 0, "0 (none) or more records"),
+        ("shadows", inputs.shadows, 2 <= inputs.shadows <= 1024, "2 to 1024"),
+        ("neighbours", inputs.neighbours, 1 <= inputs.neighbours <= 1000, "1 to 1000"),
+        ("replaced", inputs.replaced, 0 < inputs.replaced <= 1, "a share of the tokens, above 0"),
+        ("span", inputs.span, inputs.span >= 1, "at least 1 token"),
+        ("shots", inputs.shots, inputs.shots >= 1, "at least 1"),
+        ("samples", inputs.samples, 1 <= inputs.samples <= 1000, "1 to 1000"),
+    )
+    for key, value, good, allowed in rules:
+        if not good:
+            raise ConfigError(f"audit.inputs.{key} is {value!r}.", f"Allowed: {allowed}.")
 
 
 def check_method(method: MethodConfig) -> None:

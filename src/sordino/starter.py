@@ -90,6 +90,17 @@ audit:               # fixed before training, so that nothing can be chosen by w
   suffix_tokens: 50
   token_forwards: 150000 # what the exact rank of one canary may cost before it is sampled
   require: []        # for example ["membership.auc <= 0.6", "extraction.prefix.excess <= 0.01"]
+  suite: quick       # quick: attacks of at most one more pass; full: all but those on shadow models; all
+  inputs:            # what attacks may use besides; these and the suite may also be chosen at the audit
+    known: 500       # records of which the adversary knows, on each side; none of them is judged
+    shadows: 16      # shadow models
+    shadow_kind: auto # same (as the target was trained), lora (adapters in place of full weights); auto: same
+    masked_lm: null  # a masked language model that writes neighbours of a record; null: the untuned model does
+    neighbours: 10   # of each record
+    replaced: 0.3    # share of its tokens
+    span: 2          # tokens in a row
+    shots: 8         # known records in the prefix of recall
+    samples: 10      # continuations of a record, for attacks on text alone
 """
 
 _WORDS = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")

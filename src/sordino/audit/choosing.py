@@ -50,9 +50,16 @@ def choose(names: Sequence[str], context: Context) -> Chosen:
     missing = {n: why for n, a in (known | windowed).items() if (why := _lacking(a, context))}
     for name in names:
         if name in missing:
-            raise AuditError(f"The attack '{name}' cannot be carried out here: it needs {missing[name]}.", _HINT)
+            hint = (
+                _HINT if not _served(known[name], subject) else "See `sordino audit --list` for what each attack needs."
+            )
+            raise AuditError(f"The attack '{name}' cannot be carried out here: it needs {missing[name]}.", hint)
     membership = {n: a for n, a in wanted.items() if n not in missing}
-    if not any(a.level != "dataset" for a in membership.values()):
+    if sum(a.level != "dataset" for a in membership.values()) < 2:
+        few = [n for n, a in membership.items() if a.level == "dataset"]
+        missing |= dict.fromkeys(few, "the scores of two other attacks at least")
+        membership = {n: a for n, a in membership.items() if n not in few}
+    if not membership:
         raise AuditError("No membership attack can be carried out with this access.", _HINT)
     lacked = {n: why for n, why in missing.items() if n in wanted or n in windowed}
     later = [n for n in known if n not in wanted and n not in missing] if not names else []
@@ -81,6 +88,11 @@ def _left_out(lacked: Mapping[str, str], known: Mapping[str, Attack], subject: S
         )
     # That no adversary was tried who sees only text stands among what is untested, whatever the attacks are.
     return tuple(f"The attack {n}: it needs {why}." for n, why in lacked.items() if known[n].needs != _TEXT)
+
+
+def _served(attack: Attack, subject: Subject | Written) -> bool:
+    """Whether the subject has all the statistics that an attack reads, so that something else is missing."""
+    return attack.needs <= subject.gives and (subject.has_base or not attack.base)
 
 
 def _lacking(attack: Attack, context: Context) -> str:

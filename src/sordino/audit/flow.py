@@ -26,10 +26,12 @@ from sordino.audit.planted import Found, canary_levels, expose
 from sordino.audit.require import check_names, judge, parse
 from sordino.audit.settings import load_external
 from sordino.audit.subjects import Trained
-from sordino.audit.verdict import UNTESTED_ELSEWHERE, UNTESTED_TEXT, Findings, claims, threat_model, untested, verdict
+from sordino.audit.untested import Kind, untested
+from sordino.audit.verdict import Findings, claims, threat_model, verdict
 from sordino.audit.written import Written
 from sordino.errors import AuditError
 from sordino.records import Example, Split
+from sordino.records.columns import Rows
 from sordino.records.placed import where
 from sordino.records.store import load as load_split
 from sordino.results import Attempt, AuditPlan, AuditReport, Estimate, Gate, InputPlan, Notice, encode
@@ -149,8 +151,8 @@ def _audit(
     report = _report(collector, outcome, findings, bound, plan)
     report = replace(
         report,
-        untested=(*chosen.left_out, *report.untested),
-        seconds={**report.seconds, "audit": round(time.monotonic() - started, 2)},
+        untested=(*chosen.left_out, *untested(_kind(collector), chosen.membership, discover("membership"))),
+        seconds={**report.seconds, **context.seconds, "audit": round(time.monotonic() - started, 2)},
     )
     run.write_audit(report)
     run.event("audited", verdict=report.verdict.state, forwards=collector.forwards)
@@ -159,11 +161,20 @@ def _audit(
 
 def _told(placed: Split, plan: AuditPlan, seed: int) -> list[Example]:
     """Records whose membership the adversary knows: not candidates, so never judged; at most so many on a side."""
-    rng, found = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
+    found: list[Example] = []
     for side in (where(placed.examples, "train"), where(placed.examples, "validation")):
-        chosen = rng.permutation(len(side))[: plan.inputs.known]
-        found += [side[i] for i in np.sort(chosen)]
+        chosen = np.sort(rng.permutation(len(side))[: plan.inputs.known])
+        found += side.take(chosen) if isinstance(side, Rows) else [side[int(i)] for i in chosen]
     return found
+
+
+def _kind(collector: Collector) -> Kind:
+    if isinstance(collector.subject, Written):
+        return "text"
+    if not collector.subject.trained_here:
+        return "elsewhere"
+    return "classifier" if collector.subject.task == "classification" else "trained"
 
 
 def _exposed(collector: Collector, placed: Split, plan: AuditPlan) -> list[Found]:
@@ -293,9 +304,7 @@ def _report(
         utility=findings.utility,
         metrics=metrics,
         requirements=tuple(judge(text, metrics) for text in plan.require),
-        untested=untested(findings.task, {n: a.tasks for n, a in discover("membership").items()})
-        if here
-        else (UNTESTED_TEXT if isinstance(collector.subject, Written) else UNTESTED_ELSEWHERE),
+        untested=(),
         counts={
             **card.data["counts"],
             "members": int(evidence.member.sum()),

@@ -1,16 +1,17 @@
 """The configuration of an audit of a model that was trained elsewhere."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sordino.config import ModelConfig, RunConfig, TrainConfig, check_values, convert
+from sordino.config import ModelConfig, RunConfig, TrainConfig, check_inputs, check_values, convert
 from sordino.errors import ConfigError
 from sordino.inputs import merge, parse_flags
 from sordino.records import DataConfig
 from sordino.results import AuditPlan
 
-__all__ = ["ExternalConfig", "RequestsConfig", "load_external"]
+__all__ = ["ExternalConfig", "RequestsConfig", "anew", "load_external"]
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -82,6 +83,33 @@ def load_external(values: Mapping[str, Any], flags: Sequence[str] = ()) -> Exter
     _check_ranges(config)
     _check_company(config)
     return config
+
+
+def anew(plan: AuditPlan, flags: Sequence[str], suite: str | None = None) -> AuditPlan:
+    """`plan` with another suite and inputs, from words such as `--audit.inputs.shadows 8`.
+
+    Nothing else of a plan may change once training has begun: raises `ConfigError` for any other key.
+    """
+    given = parse_flags(flags)
+    inside = given.pop("audit", {})
+    if given or not isinstance(inside, Mapping) or set(inside) - {"inputs", "suite"}:
+        named = [word.split("=")[0] for word in flags if word.startswith("-")]
+        wrong = next((n for n in named if not n.startswith(("--audit.inputs", "--audit.suite"))), named[0])
+        message = f"{wrong} is no option of an audit of a run."
+        hint = (
+            "Only --suite and --audit.inputs.… may be chosen anew; the rest was fixed before training. Keys such as "
+            "--data.text go with --model, --members and --nonmembers; see `sordino audit --help`."
+        )
+        raise ConfigError(message, hint)
+    values = merge({"suite": plan.suite, "inputs": dataclasses.asdict(plan.inputs)}, inside)
+    found = convert({"audit": values | ({"suite": suite} if suite else {})}, _Anew).audit
+    check_inputs(found.inputs)
+    return dataclasses.replace(plan, suite=found.suite, inputs=found.inputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Anew:
+    audit: AuditPlan
 
 
 def _check_ranges(config: ExternalConfig) -> None:

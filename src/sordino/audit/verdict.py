@@ -9,13 +9,9 @@ from sordino.records import unit_words
 from sordino.results import Attempt, CanaryLevel, Claim, Estimate, Gate, Verdict
 
 __all__ = [
-    "UNTESTED",
-    "UNTESTED_ELSEWHERE",
-    "UNTESTED_TEXT",
     "Findings",
     "claims",
     "threat_model",
-    "untested",
     "verdict",
 ]
 
@@ -23,52 +19,6 @@ __all__ = [
 _FEWEST, _CLEAN_AUC, _LEVEL = 100, 0.6, 0.01
 
 _WITHIN = "No leak was found beyond the claim; how far the model leaks within it, this audit cannot tell."
-
-UNTESTED_ELSEWHERE = (
-    "Attacks with shadow models (LiRA, RMIA), which can be stronger than every score used here.",
-    "Adversaries who see only generated text (labels), or who see gradients.",
-    "Names, numbers and other personal data by type; only word-for-word passages were tried.",
-    "Backdoors, poisoned weights, and data that reached the model before it was tuned.",
-    "Other forms of this model than the one named under provenance: test the artefact you deploy.",
-    "How well an attack works on this model at all: no canaries are in it, so none could be looked for.",
-    "Differential privacy: a lower bound on ε needs coins that were drawn before training.",
-)
-"""What nobody measured about a model that was trained elsewhere."""
-
-UNTESTED_TEXT = (
-    UNTESTED_ELSEWHERE[0],
-    "Adversaries who see log-probabilities or gradients, which can tell more than the generated text used here.",
-    "Adversaries who see generated text and ask otherwise: here, for what follows the first half of a record.",
-    *UNTESTED_ELSEWHERE[2:],
-)
-"""The same, where nothing but generated text was seen."""
-
-UNTESTED = (
-    "Attacks with shadow models (LiRA, RMIA), which can be stronger than every score used here.",
-    "Adversaries who see only generated text (labels), or who see gradients.",
-    "Records that always train (outside the audit candidates): their risk is inferred, not measured.",
-    "Names, numbers and other personal data by type; only word-for-word passages and planted secrets were tried.",
-    "Backdoors, poisoned base weights, and data that reached the base model before this fine-tuning.",
-    "Quantised, merged or further tuned copies of this model: test the artefact you deploy.",
-)
-
-_UNTESTED_CLASSIFIER = (
-    "Attacks with shadow models (LiRA, RMIA), which can be stronger than every score used here.",
-    "Adversaries who see only labels and ask about many variants of a record, or who see gradients.",
-    "Texts reconstructed from what the model says of classes (model inversion), or from its weights.",
-    "Records that always train (outside the audit candidates): their risk is inferred, not measured.",
-    "Backdoors, poisoned base weights, and data that reached the base model before this fine-tuning.",
-    "Quantised, merged or further tuned copies of this model: test the artefact you deploy.",
-)
-
-
-def untested(task: str, attacks: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    """What a reader might assume and nobody measured; `attacks` has the tasks of each membership attack."""
-    if task == "causal-lm":
-        return UNTESTED
-    left_out = ", ".join(name for name, tasks in sorted(attacks.items()) if task not in tasks)
-    scores = f"Scores over the tokens of a text ({left_out}): a classifier gives one class to the whole."
-    return (scores, *_UNTESTED_CLASSIFIER)
 
 
 @dataclass(frozen=True, kw_only=True)
