@@ -1,8 +1,9 @@
 """ℓ of neighbours of each record: texts that differ from it in some tokens."""
 
+import numpy as np
+
 from sordino.audit.inputs.context import Context, Pair
 from sordino.audit.neighbouring import mean_nll, missing, neighbours_of
-from sordino.signals import Scores
 
 __all__ = ["give", "lacking"]
 
@@ -20,7 +21,7 @@ def give(context: Context, pair: Pair) -> Pair:
     return measured(pair, "neighbours", tuned, None if pair[1] is None else _rows(context, "base"))
 
 
-def _rows(context: Context, which: str) -> Scores:
+def _rows(context: Context, which: str) -> np.ndarray:
     collector, count = context.collector, context.settings.neighbours
     key, texts = neighbours_of(context)
     scored = collector.key(context.examples, which, "neighbours, scored/1", key)
@@ -31,4 +32,5 @@ def _rows(context: Context, which: str) -> Scores:
         found = {"nll": mean_nll(texts, lambda some: collector.reader.measure(some, which, tick))}
         collector.forwards += count
         collector.store.put_arrays(scored, found, {"model": which, "kind": "neighbours", "texts": len(texts)})
-    return found["nll"].reshape(len(context.examples), count)
+    rows: np.ndarray = found["nll"].reshape(len(context.examples), count)
+    return rows
