@@ -58,10 +58,16 @@ class MaskedModel:
 
     @cached_property
     def kinds(self) -> np.ndarray:
-        """What each token of the vocabulary is: −1 never to be written, else whether it begins a word or goes on."""
-        words = self.tokenizer.convert_ids_to_tokens(list(range(self.module.config.vocab_size)))
-        kinds = np.array([1 if str(w).startswith(_BEGINS) else 2 if str(w).startswith(_GOES_ON) else 0 for w in words])
-        bare = [i for i, w in enumerate(words) if w is None or not self.written(i)]
+        """What each token of the vocabulary is: −1 never to be written, else a word, what goes on with it, or a sign.
+
+        A sign in place of a word, or the other way round, would run together with what stands beside it.
+        """
+        words = [str(w) for w in self.tokenizer.convert_ids_to_tokens(list(range(self.module.config.vocab_size)))]
+        written = [self.written(i) for i in range(len(words))]
+        place = [1 if w.startswith(_BEGINS) else 2 if w.startswith(_GOES_ON) else 0 for w in words]
+        sign = [not any(c.isalnum() for c in text) for text in written]
+        kinds = np.array(place) + 3 * np.array(sign, dtype=np.int64)
+        bare = [i for i, text in enumerate(written) if not text]
         kinds[[*bare, *(i for i in self.tokenizer.all_special_ids if i < len(kinds))]] = -1
         return kinds
 

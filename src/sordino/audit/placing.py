@@ -23,9 +23,7 @@ __all__ = ["place"]
 _FEWEST = 10
 
 
-def place(
-    members: Dataset, nonmembers: Dataset, near_duplicates: float, *, known: float = 0.0, seed: int = 0
-) -> Split:
+def place(members: Dataset, nonmembers: Dataset, near_duplicates: float, *, known: float = 0.0, seed: int = 0) -> Split:
     """Every record of both as an audit candidate or as excluded, members first, with notices that count.
 
     Excluded, on both sides, are exact copies and near-duplicates (Jaccard similarity of shingles of at
@@ -51,9 +49,7 @@ def place(
         role: Role = "excluded" if i in reasons else "candidate"
         if role == "candidate" and groups[i] in apart:
             role = "train" if inside[i] else "validation"
-        examples.append(
-            Example(record=kept, role=role, included=bool(inside[i]) and i not in reasons, group=groups[i])
-        )
+        examples.append(Example(record=kept, role=role, included=bool(inside[i]) and i not in reasons, group=groups[i]))
     _check(examples, (members.source, nonmembers.source), Counter(reasons.values()))
     notices = (
         *_named(members, "members"), *_named(nonmembers, "non-members"), *_notices(reasons, inside), *_told(examples)
