@@ -423,7 +423,7 @@ def test_attacks_that_learn_from_known_records_find_a_leak_elsewhere(desk):
     assert report.counts["groups in"] == 36 and report.counts["known"] == 48 and not report.utility
     found = {a.name: a.estimates["auc"].value for a in report.attempts if a.family == "membership"}
     assert set(names) <= set(found)
-    assert min(found[n] for n in ("quantile", "neighbourhood", "spv")) > 0.8
+    assert min(found[n] for n in ("quantile", "neighbourhood", "spv")) > 0.7
     assert "by LoRA with default settings" in " ".join(next(a for a in report.attempts if a.name == "spv").notes)
     with pytest.raises(AuditError, match="known not to be trained on"):
         audit(create_external(load_external(values(desk, base=str(desk / "base")))), attacks=["recall"])
