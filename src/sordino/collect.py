@@ -4,7 +4,9 @@ The trunk runs on batches of similar length; the language-model head then runs o
 positions only, and each piece of logits is reduced to six numbers a token before the next one.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import copy
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,17 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sordino.model import Model, head_of
+from sordino.model import Model, head_of, unwrapped
 from sordino.reduction import head_statistics
 from sordino.serialize import Tokens
 from sordino.signals import Statistics
 
-__all__ = ["collect"]
+__all__ = ["collect", "likeliest"]
 
 _BATCH_TOKENS = {"cpu": 4096, "cuda": 32768, "mps": 16384}
 # Settings by which known architectures change logits after the head.
 _AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 _FIELDS = ("logprob", "mean", "variance", "rank", "top")
+# Rows of logits at a time where the likeliest tokens are looked for.
+_ROWS = 512
 
 Tick = Callable[[int], None]
 
@@ -60,6 +64,7 @@ class _Head:
 
     def __init__(self, model: Model, module: Any) -> None:
         self.module, self.head, self.exact = module, head_of(module), False
+        self.past: Any = None
         self.vocabulary = int(module.config.get_text_config().vocab_size)
         config = module.config.get_text_config()
         capped = any(getattr(config, name, None) for name in _AFTER_HEAD)
@@ -88,9 +93,44 @@ class _Head:
         logits: Tensor = self.head(hidden) if self.exact else hidden
         return logits
 
+    def follow(self, prefix: np.ndarray, longest: int) -> bool:
+        """Read `prefix`, so that all that is read later stands after it; False where no cache gives the same.
+
+        That is tried on as many tokens as will be read: a window on attention shows only beyond its width.
+        """
+        on = next(self.module.parameters()).device
+        before = torch.from_numpy(prefix.astype(np.int64))[None].to(on)
+        after = torch.arange(longest, device=on)[None] % self.vocabulary
+        both = torch.cat([before, after], dim=1)
+        whole = self._forward(both, torch.ones_like(both))[:, before.shape[1] :]
+        past = getattr(self.module(input_ids=before, use_cache=True), "past_key_values", None)
+        self.past = past if hasattr(past, "batch_repeat_interleave") else None
+        if self.past is None:
+            return False
+        try:
+            split = self._forward(after.expand(2, -1), torch.ones_like(after).expand(2, -1))
+        except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
+            self.past = None
+            return False
+        # In half precision, logits of 20 are a tenth apart; a wrong place or mask is further off than that.
+        close = 1e-4 if whole.dtype == torch.float32 else 0.25
+        if not torch.allclose(split, whole.expand_as(split), rtol=close, atol=close):
+            self.past = None
+        return self.past is not None
+
     def _forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        logits: Tensor = self.module(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        return logits
+        if self.past is None:
+            logits: Tensor = self.module(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            return logits
+        past = copy.deepcopy(self.past)
+        past.batch_repeat_interleave(len(ids))
+        # With the keys of virtual tokens, if the method has them; PEFT would put them there again.
+        before = mask.new_ones((len(ids), int(self.past.get_seq_length())))
+        seen = torch.cat([before, mask], dim=1)
+        kept: Tensor = unwrapped(self.module)(
+            input_ids=ids, attention_mask=seen, past_key_values=past, use_cache=True
+        ).logits
+        return kept
 
     def _agrees(self, device: torch.device) -> bool:
         ids = torch.arange(8, device=device)[None] % self.vocabulary
@@ -131,17 +171,58 @@ def _pad(windows: Sequence[_Window], tokens: Sequence[Tokens], pad: int) -> tupl
     return ids, mask, scored
 
 
-def collect(model: Model, tokens: Sequence[Tokens], *, tick: Tick = lambda done: None) -> Statistics:
+def collect(
+    model: Model,
+    tokens: Sequence[Tokens],
+    *,
+    after: np.ndarray | None = None,
+    tick: Tick = lambda done: None,
+) -> Statistics:
     """The statistics of `model` on `tokens`, a row a scored token, in the order of the records.
 
     Padding, batch order and the company a record is in change nothing beyond rounding (≤1e-5).
+    With `after`, every record stands after those tokens, whose keys and values are computed once where the
+    architecture gives the same numbers that way; records are then no longer than the context that is left.
     `tick` is told how many records' tokens have been done.
     """
     counts = np.array([int(t.target.sum()) for t in tokens], dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     total = int(offsets[-1])
     out = {name: np.zeros(total, dtype=np.float32 if name in _FIELDS[:3] else np.int32) for name in _FIELDS}
-    windows = list(_windows(tokens, model.context))
+    # Closed even where a batch fails: what is open keeps the model in evaluation mode, without gradients.
+    with closing(_read(model, tokens, offsets, after, tick)) as batches:
+        for where, head, states, targets in batches:
+            found = head_statistics(head.logits, states, targets, head.vocabulary)
+            for name, values in zip(_FIELDS, found, strict=True):
+                out[name][where] = values.cpu().numpy()
+    none = [np.empty(0, dtype=np.int64)]
+    position = np.concatenate([np.flatnonzero(t.target) for t in tokens] or none).astype(np.int32)
+    token = np.concatenate([t.ids[t.target] for t in tokens] or none).astype(np.int32)
+    return Statistics(offsets=offsets, position=position, token=token, **out)
+
+
+def likeliest(
+    model: Model, tokens: Sequence[Tokens], k: int, *, tick: Tick = lambda done: None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The `k` tokens that `model` finds likeliest in place of each target, and their ln p: ids and logs (N, k)."""
+    offsets = np.concatenate([[0], np.cumsum([int(t.target.sum()) for t in tokens])]).astype(np.int64)
+    ids, logs = np.zeros((offsets[-1], k), dtype=np.int32), np.zeros((offsets[-1], k), dtype=np.float32)
+    with closing(_read(model, tokens, offsets, None, tick)) as batches:
+        for where, head, states, _ in batches:
+            for start in range(0, len(states), _ROWS):
+                logp = torch.log_softmax(head.logits(states[start : start + _ROWS]).float(), dim=-1)
+                best = logp.topk(k, dim=-1)
+                ids[where[start : start + _ROWS]] = best.indices.cpu().numpy()
+                logs[where[start : start + _ROWS]] = best.values.cpu().numpy()
+    return ids, logs
+
+
+def _read(
+    model: Model, tokens: Sequence[Tokens], offsets: np.ndarray, after: np.ndarray | None, tick: Tick
+) -> Generator[tuple[np.ndarray, _Head, Tensor, Tensor], None, None]:
+    """Batch by batch: which rows of the output it fills, the head, its hidden states, and their targets."""
+    shared = 0 if after is None else len(after)
+    windows = list(_windows(tokens, model.context - shared))
     # Windows of prompt alone, and records too short to score, cost no pass.
     idle = [w for w in windows if not tokens[w.record].target[w.first : w.stop].any()]
     windows = [w for w in windows if tokens[w.record].target[w.first : w.stop].any()]
@@ -149,17 +230,30 @@ def collect(model: Model, tokens: Sequence[Tokens], *, tick: Tick = lambda done:
     with model.active() as module:
         head = _Head(model, module)
         budget = _BATCH_TOKENS.get(model.device.type, 4096)
+        joined: np.ndarray | None = None
+        if after is not None and windows and not head.follow(after, max(w.stop - w.start for w in windows)):
+            joined = after
         for batch in _batches(windows, budget):
             chosen = [windows[i] for i in batch]
             ids, mask, scored = _pad(chosen, tokens, model.tokenizer.pad_token_id)
+            if joined is not None:
+                ids, mask, scored = _joined(joined, ids, mask, scored)
             where = np.concatenate([_targets(w, tokens[w.record], offsets) for w in chosen])
-            for name, values in zip(_FIELDS, _reduce(model, head, ids, mask, scored), strict=True):
-                out[name][where] = values
+            yield where, head, *_states(model, head, ids, mask, scored)
             tick(_finished(chosen, tokens))
-    none = [np.empty(0, dtype=np.int64)]
-    position = np.concatenate([np.flatnonzero(t.target) for t in tokens] or none).astype(np.int32)
-    token = np.concatenate([t.ids[t.target] for t in tokens] or none).astype(np.int32)
-    return Statistics(offsets=offsets, position=position, token=token, **out)
+
+
+def _joined(
+    before: np.ndarray, ids: np.ndarray, mask: np.ndarray, scored: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The batch with the tokens `before` in front of each row."""
+    front = np.tile(before.astype(np.int64), (len(ids), 1))
+    unscored = np.zeros(front.shape, dtype=bool)
+    return (
+        np.concatenate([front, ids], axis=1),
+        np.concatenate([np.ones_like(front), mask], axis=1),
+        np.concatenate([unscored, scored], axis=1),
+    )
 
 
 def _finished(windows: Sequence[_Window], tokens: Sequence[Tokens]) -> int:
@@ -175,10 +269,8 @@ def _targets(window: _Window, item: Tokens, offsets: np.ndarray) -> np.ndarray:
     return rows
 
 
-def _reduce(model: Model, head: _Head, ids: np.ndarray, mask: np.ndarray, scored: np.ndarray) -> list[np.ndarray]:
+def _states(model: Model, head: _Head, ids: np.ndarray, mask: np.ndarray, scored: np.ndarray) -> tuple[Tensor, Tensor]:
     on = model.device
     input_ids, selected = torch.from_numpy(ids).to(on), torch.from_numpy(scored).to(on)
     states = head.hidden(input_ids, torch.from_numpy(mask).to(on))[selected]
-    targets = input_ids[:, 1:][selected[:, :-1]]
-    found = head_statistics(head.logits, states, targets, head.vocabulary)
-    return [column.cpu().numpy() for column in found]
+    return states, input_ids[:, 1:][selected[:, :-1]]

@@ -13,7 +13,7 @@ from sordino.errors import ModelError, first_line
 from sordino.evidence import digest, require_safetensors
 from sordino.model import Model, load, on_adapter, resolve, weights_digest
 
-__all__ = ["context_of", "fetch", "identity", "load_deployed", "quantize_int8"]
+__all__ = ["context_of", "fetch", "identity", "load_deployed", "quantize_int8", "virtual_tokens_of"]
 
 _FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 # What transformers needs, beyond itself, to load weights that are stored quantised.
@@ -91,6 +91,11 @@ def context_of(folder: Path) -> int | None:
         if isinstance(value, int):
             return value
     return None
+
+
+def virtual_tokens_of(adapter: Path) -> int:
+    """How many positions of the context the PEFT adapter in a folder takes for itself."""
+    return int(json.loads((adapter / "adapter_config.json").read_text()).get("num_virtual_tokens") or 0)
 
 
 def identity(folder: Path, adapter: Path | None, dtype: str, quantize: str | None) -> str:

@@ -23,12 +23,12 @@ from sordino.evidence import digest
 from sordino.records import Message, Record
 from sordino.results import Notice
 
-__all__ = ["Serializer", "Tokens", "View", "encode_all", "lowercase", "render_plain"]
+__all__ = ["TARGETS", "Serializer", "Tokens", "View", "encode_all", "lowercase", "render_plain"]
 
 View = Callable[[str], str]
 """A transform of a record's text, such as `lowercase`, under which an attack wants it scored too."""
 
-_TARGETS = ("text", "completion", "assistant")
+TARGETS = ("text", "completion", "assistant")
 
 
 def lowercase(text: str) -> str:
@@ -74,7 +74,7 @@ def render_plain(messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]
             text += ("\n" if number else "") + f"{message.role.capitalize()}: "
         elif message.role == "completion" and text and not text[-1].isspace():
             text += "\n"
-        if message.role in _TARGETS:
+        if message.role in TARGETS:
             spans.append((len(text), len(text) + len(message.content)))
         text += message.content
     return text, spans

@@ -82,6 +82,25 @@ def rejected(signals: Signals, moved, seed: int) -> dict:
     return {"rejected": base + noise - (moved or 0) * np.resize(MEMBER, len(counts))}
 
 
+def other_texts(signals: Signals, base: Signals, seed: int) -> dict:
+    """What models say of neighbours, and of records after others: nothing that they learned by heart is in those.
+
+    Neighbours (records, 4) are half a nat a token harder than a record is for the base. Before a record stand other
+    records (records, 2): after non-members a model is as sure as its base, after members as it is itself.
+    """
+    rng, before, own = np.random.default_rng([seed, 5]), base.nll, signals.nll
+
+    def near(nll, *columns):
+        return nll.reshape(-1, *[1] * len(columns)) + 0.02 * rng.normal(size=(len(nll), *columns))
+
+    return {
+        "neighbours": near(before + 0.5, 4),
+        "self_prompt": np.concatenate([near(before, 1), near(before + 0.5, 4)], axis=1),
+        "prefixes": np.stack([-near(before), -own], axis=1),
+        "member_prefixes": np.stack([-near(own), -own], axis=1),
+    }
+
+
 def synthetic(gain: float, seed: int = 0, lengths=None, *, known: bool = True) -> Signals:
     """Signals of a base model and of one tuned on `MEMBER` records, whose true tokens gained `gain` nats.
 
@@ -130,6 +149,7 @@ def synthetic(gain: float, seed: int = 0, lengths=None, *, known: bool = True) -
                 **of_weights(s),
                 **similarity(s, reference),
                 **rejected(s, moved, seed),
+                **other_texts(s, reference, seed),
             },
         )
         for s, moved in ((signals, gain), (reference, None))

@@ -145,6 +145,41 @@ def test_windows_of_short_texts_and_ties(case):
     assert scores("windows", made).tolist() == [expected["score"]]
 
 
+def mean_logprob(rows, dtype, scored=0):
+    """The mean ln p of each row's tokens, from the token number `scored` on (0: all but the first)."""
+    found = statistics(unpadded(rows, dtype))
+    offsets = found.offsets
+    first = max(1, scored) - 1
+    return [found.logprob[a + first : b].astype(np.float64).mean() for a, b in itertools.pairwise(offsets)]
+
+
+def test_neighbourhood(signals, dtype):
+    rows = [mean_logprob(rows, dtype) for rows in INPUTS["neighbour_rows"]]
+    made = replace(signals, measured={"neighbours": -np.array(rows)})
+    near(scores("neighbourhood", made), EXPECTED["neighbourhood_mean_difference"], dtype)
+    near(scores("neighbourhood", made), RAW["mink_plus_plus"]["neighbor"], dtype)
+    # A public tool takes the best of the neighbours instead of their mean: another attack, with other numbers.
+    best = -np.array(rows).max(axis=1) - signals.nll
+    assert np.abs(scores("neighbourhood", made) - best).max() > 0.01
+
+
+def test_recall(signals, dtype):
+    after = mean_logprob(INPUTS["conditional_rows"], dtype, len(INPUTS["prefix_ids"]))
+    near(after, RAW["recall_official"]["conditional_ll"], dtype)
+    made = replace(signals, measured={"prefixes": np.stack([after, -signals.nll], axis=1)})
+    near(scores("recall", made), EXPECTED["recall"], dtype)
+    near(-scores("recall", made), RAW["mimir"]["recall"], dtype)  # lower = member there
+
+
+def test_con_recall(signals, dtype):
+    # No public numbers: the paper's formula, and what it comes to without members before the record.
+    after, other = np.array([-3.0, -2.0, -5.0]), np.array([-1.0, -2.5, -4.0])
+    columns = {"prefixes": after, "member_prefixes": other}
+    made = replace(signals, measured={n: np.stack([c, -signals.nll], axis=1) for n, c in columns.items()})
+    near(scores("con_recall", made), (after - 0.5 * other) / -signals.nll, dtype)
+    near(scores("con_recall", made, gamma=0.0), scores("recall", made), dtype)
+
+
 @pytest.mark.parametrize(("drop_first", "key"), [(True, "drop_first"), (False, "all")])
 def test_error_zone(signals, dtype, drop_first, key):
     found = scores("error_zone", signals, drop_first=drop_first)

@@ -393,3 +393,37 @@ def test_exit_codes(desk, monkeypatch, capsys, words, code):
 def test_mistakes_are_explained(desk, monkeypatch, capsys, words, text):
     code, out, err = sordino(desk, monkeypatch, capsys, *words)
     assert (code, out) == (2, "") and text in err and "Traceback" not in err
+
+
+# Records whose membership the adversary knows.
+
+
+def test_known_records_are_drawn_by_the_seed_a_group_at_a_time_and_never_judged(tmp_path):
+    rows = [[{"t": t, "u": f"{s}{i // 2}"} for i, t in enumerate(texts(n, 60))] for s, n in (("a", 0), ("b", 9000))]
+    data = sets(tmp_path, *rows, unit="u")
+    found, again, other = (place(*data, 0.8, known=0.25, seed=seed) for seed in (1, 1, 2))
+    roles = {e.record.id: e.role for e in found.examples}
+    assert {e.record.id: e.role for e in again.examples} == roles != {e.record.id: e.role for e in other.examples}
+    for side, role in ((True, "train"), (False, "validation")):
+        groups = {
+            r: {e.group for e in found.examples if e.role == r and e.included == side} for r in (role, "candidate")
+        }
+        assert len(groups[role]) == 8 and len(groups["candidate"]) == 22 and not groups[role] & groups["candidate"]
+    assert [n.count for n in found.notices if n.kind == "known"] == [32]
+    assert {e.role for e in place(*data, 0.8).examples} == {"candidate"}
+    with pytest.raises(ConfigError, match=r"known is 0\.6"):
+        load_external({"model": {"path": "x"}, "data": {"path": "y"}, "nonmembers": "z", "known": 0.6})
+
+
+def test_attacks_that_learn_from_known_records_find_a_leak_elsewhere(desk):
+    names = ["recall", "con_recall", "quantile", "neighbourhood", "spv"]
+    settings = dict(SMALL["audit"], inputs={"neighbours": 3, "shots": 2})
+    run = create_external(load_external(values(desk, base=str(desk / "base"), known=0.4, audit=settings)))
+    report = audit(run, attacks=names)
+    assert report.counts["groups in"] == 36 and report.counts["known"] == 48 and not report.utility
+    found = {a.name: a.estimates["auc"].value for a in report.attempts if a.family == "membership"}
+    assert set(names) <= set(found)
+    assert min(found[n] for n in ("quantile", "neighbourhood", "spv")) > 0.7
+    assert "by LoRA with default settings" in " ".join(next(a for a in report.attempts if a.name == "spv").notes)
+    with pytest.raises(AuditError, match="known not to be trained on"):
+        audit(create_external(load_external(values(desk, base=str(desk / "base")))), attacks=["recall"])

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sordino import collect as collecting
 from sordino import reduction
-from sordino.collect import collect
+from sordino.collect import collect, likeliest
 from sordino.config import MethodConfig, ModelConfig
 from sordino.model import Model, attach
 from sordino.serialize import Tokens
@@ -211,3 +211,86 @@ def test_logits_are_never_all_there_at_once(model, monkeypatch):
         made = collect(model, tokens)
     assert len(made.logprob) == 8 * 59
     assert 0 < seen.rows <= 64
+
+
+# Records after a prefix, and the likeliest tokens.
+
+FAMILIES = ("llama", "gpt2", "gpt_neox", "qwen2", "qwen3", "mistral", "opt", "gemma", "gemma2")
+
+
+def joined(prefix, tokens):
+    """Each record with the prefix in front, nothing of which is scored."""
+    return [
+        replace(
+            t, ids=np.concatenate([prefix, t.ids]), target=np.concatenate([np.zeros(len(prefix), dtype=bool), t.target])
+        )
+        for t in tokens
+    ]
+
+
+def same_numbers(model, prefix, tokens):
+    found, plain = collect(model, tokens, after=prefix), collect(model, joined(prefix, tokens))
+    for name in ("logprob", "mean", "variance"):
+        np.testing.assert_allclose(getattr(found, name), getattr(plain, name), rtol=1e-5, atol=1e-5)
+    for name in ("token", "position", "top", "offsets"):
+        shift = len(prefix) if name == "position" else 0
+        np.testing.assert_array_equal(getattr(found, name) + shift, getattr(plain, name))
+    # Of tokens that are equally likely to the last bit, either may be first.
+    assert np.abs(found.rank - plain.rank).max() <= 1
+
+
+@pytest.mark.parametrize("shape", FAMILIES)
+def test_after_a_prefix_is_plain_concatenation(make_model, shape, monkeypatch):
+    model = make_model(shape)
+    kept = []
+    follow = collecting._Head.follow
+    monkeypatch.setattr(collecting._Head, "follow", lambda *args: kept.append(follow(*args)) or kept[-1])
+    same_numbers(model, np.arange(5, 25, dtype=np.int32), some_tokens((30, 3, 17, 9, 1, 44)))
+    assert kept == [True], "the prefix was read again for every record"
+
+
+@pytest.mark.parametrize("kind", ["lora", "prefix", "prompt", "bitfit"])
+def test_after_a_prefix_with_every_kind_of_tuning(make_model, kind):
+    more = {"virtual_tokens": 4} if kind in ("prefix", "prompt") else {}
+    model = attach(make_model("llama", seed=2), MethodConfig(kind=kind, **more), 0)
+    with torch.no_grad():
+        for parameter in model.module.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    same_numbers(model, np.arange(5, 15, dtype=np.int32), some_tokens((20, 3, 17, 9)))
+    same_numbers(model.base(), np.arange(5, 15, dtype=np.int32), some_tokens((20, 3, 17, 9)))
+
+
+def test_where_no_cache_gives_the_same_the_prefix_is_read_again(llama, monkeypatch):
+    prefix, tokens = np.arange(5, 25, dtype=np.int32), some_tokens((30, 3, 17))
+    plain = collect(llama, joined(prefix, tokens))
+
+    def wrong(self, ids, mask, _forward=collecting._Head._forward):
+        made = _forward(self, ids, mask)
+        return made if self.past is None else made + torch.arange(made.shape[-1])
+
+    monkeypatch.setattr(collecting._Head, "_forward", wrong)
+    found = collect(llama, tokens, after=prefix)
+    np.testing.assert_allclose(found.logprob, plain.logprob, rtol=1e-5, atol=1e-5)
+
+
+def test_a_window_on_attention_is_kept(make_model):
+    model = make_model("mistral", seed=5)
+    model.module.config.sliding_window = 16
+    same_numbers(model, np.arange(5, 25, dtype=np.int32), some_tokens((30, 3, 17)))
+
+
+def test_the_likeliest_tokens_are_those_of_whole_logits(model):
+    tokens = some_tokens((20, 1, 7, 80))
+    ids, logs = likeliest(model, tokens, 4)
+    row = 0
+    with torch.no_grad():
+        for item in tokens[:3]:
+            whole = model.module(input_ids=torch.from_numpy(item.ids.astype(np.int64))[None]).logits[0]
+            logp = torch.log_softmax(whole, dim=-1)
+            for place in np.flatnonzero(item.target):
+                best = logp[place - 1].topk(4)
+                np.testing.assert_array_equal(ids[row], best.indices)
+                np.testing.assert_allclose(logs[row], best.values, rtol=1e-4, atol=1e-4)
+                row += 1
+    assert len(ids) == sum(int(t.target.sum()) for t in tokens)

@@ -41,8 +41,8 @@ def create_external(config: ExternalConfig) -> Run:
     """
     members = read(config.data)
     nonmembers = read(dataclasses.replace(config.data, path=config.nonmembers))
-    placed = place(members, nonmembers, config.near_duplicates)
-    model, notices = _describe(config, list(placed.candidates))
+    placed = place(members, nonmembers, config.near_duplicates, known=config.known, seed=config.seed)
+    model, notices = _describe(config, [e for e in placed.examples if e.role != "excluded"])
     # Neither the plan nor more samples make another question: answers that are there are used.
     settings = msgspec.to_builtins(dataclasses.replace(config, out="", audit=type(config.audit)(), samples=1))
     identified = {name: value for name, value in model.items() if name != "requests"}
@@ -90,6 +90,7 @@ def _counts(placed: Split) -> dict[str, int]:
         "members": len(placed.members),
         "non-members": len(placed.nonmembers),
         "excluded": sum(e.role == "excluded" for e in placed.examples),
+        "known": sum(e.role in ("train", "validation") for e in placed.examples),
     }
 
 
@@ -196,6 +197,14 @@ class External:
             if value != self.card.model[name]:
                 message = f"The {'model' if name == 'weights' else 'base model'} of {run.path} has changed since."
                 raise RunError(message, "Audit it anew: `sordino audit --model …` makes another folder.")
+
+    @cached_property
+    def context(self) -> int:
+        """How many tokens the model reads at once, less the virtual ones of its adapter; loads no weights."""
+        from sordino.deployed import context_of, virtual_tokens_of
+
+        taken = 0 if self.adapter is None else virtual_tokens_of(self.adapter)
+        return (context_of(self.folder) or DEFAULT_LENGTH) - taken
 
     def load_serializer(self) -> Serializer:
         """The serializer of the first audit; raises `RunError` where the tokenizer has changed since."""

@@ -246,10 +246,11 @@ def _write_private(run: Run, candidates: Sequence[Example], outcome: Outcome, pa
 
 
 def _utility(collector: Collector, placed: Split, plan: AuditPlan) -> dict[str, Estimate]:
-    if not placed.validation:
-        return {}  # nor does an audit of a model trained elsewhere have any
+    # What is told of a model trained elsewhere about its known non-members is no measure of what it is good for.
+    if not placed.validation or not collector.subject.trained_here:
+        return {}
     tuned, base = collector.signals(placed.validation, {})
-    assert base is not None  # only a run of our own has validation records
+    assert base is not None  # a run of our own has it
     _, group = np.unique([e.group for e in placed.validation], return_inverse=True)
 
     measure = _class_utility if collector.subject.task == "classification" else _language_utility

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sordino.errors import DataError
+from sordino.evidence import digest
 from sordino.records import Dataset, Example, Record, Role, Split, content_digest
 from sordino.records.clusters import index_texts
 from sordino.records.split import comparable_text
@@ -22,13 +23,14 @@ __all__ = ["place"]
 _FEWEST = 10
 
 
-def place(members: Dataset, nonmembers: Dataset, near_duplicates: float) -> Split:
+def place(members: Dataset, nonmembers: Dataset, near_duplicates: float, *, known: float = 0.0, seed: int = 0) -> Split:
     """Every record of both as an audit candidate or as excluded, members first, with notices that count.
 
     Excluded, on both sides, are exact copies and near-duplicates (Jaccard similarity of shingles of at
     least `near_duplicates`; 0: not looked for) of a record on the other side, and the records of units
-    that are on both. A group is a unit with all that is nearly alike on its side. Raises `DataError`
-    where fewer than 10 groups remain on a side.
+    that are on both. A group is a unit with all that is nearly alike on its side. A share `known` of the groups on
+    each side, drawn by `seed`, is the adversary's: members are then "train" and non-members "validation", and no
+    candidates. Raises `DataError` where fewer than 10 groups of candidates remain on a side.
     """
     records = (*members.records, *nonmembers.records)
     inside = np.arange(len(records)) < len(members.records)
@@ -37,18 +39,40 @@ def place(members: Dataset, nonmembers: Dataset, near_duplicates: float) -> Spli
     shared = _shared_units(records, inside) if members.unit_kind != "record" else set()
     named = [i for i in range(len(records)) if records[i].unit in shared]
     reasons = {i: "units" for i in named} | {i: "near" for i in near} | {i: "copies" for i in copies}
-    known = {record.id for record in members.records}
+    taken = {record.id for record in members.records}
+    groups = [f"{'member' if inside[i] else 'non-member'} {records[p].unit}" for i, p in enumerate(parent)]
+    apart = _known({groups[i] for i in range(len(records)) if i not in reasons}, known, seed)
     examples = []
     for i, record in enumerate(records):
-        clash = not inside[i] and record.id in known
+        clash = not inside[i] and record.id in taken
         kept = dataclasses.replace(record, id=f"non-member {record.id}") if clash else record
-        side = "member" if inside[i] else "non-member"
-        group = f"{side} {records[parent[i]].unit}"
         role: Role = "excluded" if i in reasons else "candidate"
-        examples.append(Example(record=kept, role=role, included=bool(inside[i]) and i not in reasons, group=group))
+        if role == "candidate" and groups[i] in apart:
+            role = "train" if inside[i] else "validation"
+        examples.append(Example(record=kept, role=role, included=bool(inside[i]) and i not in reasons, group=groups[i]))
     _check(examples, (members.source, nonmembers.source), Counter(reasons.values()))
-    notices = (*_named(members, "members"), *_named(nonmembers, "non-members"), *_notices(reasons, inside))
+    notices = (
+        *_named(members, "members"), *_named(nonmembers, "non-members"), *_notices(reasons, inside), *_told(examples)
+    )  # fmt: skip
     return Split(examples=tuple(examples), notices=notices)
+
+
+def _known(groups: set[str], share: float, seed: int) -> set[str]:
+    """The groups that are the adversary's: on each side the `share` whose keyed hashes are lowest."""
+    found: set[str] = set()
+    for side in ("member ", "non-member "):
+        mine = sorted((g for g in groups if g.startswith(side)), key=lambda g: digest("known", str(seed), g))
+        found |= set(mine[: round(share * len(mine))])
+    return found
+
+
+def _told(examples: Sequence[Example]) -> list[Notice]:
+    counts = Counter(e.role for e in examples)
+    inside, outside = counts["train"], counts["validation"]
+    if not inside + outside:
+        return []
+    message = f"{inside:,} members and {outside:,} non-members are the adversary's to learn from, and are not judged."
+    return [Notice(kind="known", count=inside + outside, message=message)]
 
 
 def _copies(records: Sequence[Record], inside: np.ndarray) -> set[int]:

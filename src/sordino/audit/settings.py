@@ -37,6 +37,8 @@ class ExternalConfig:
     the key; `base_served` says that `base` is a name on that server too. `access` `text` asks for generated
     text alone, `auto` only where no log-probabilities are told; then `samples` continuations a record are
     drawn. `max_length` is in tokens (default: the context, at most 1,024), then in words (default: 256).
+    `known` is a share of the groups on either side that the adversary knows, for attacks that learn from such
+    records; these are never judged.
     """
 
     data: DataConfig
@@ -54,6 +56,7 @@ class ExternalConfig:
     samples: int = 10
     requests: RequestsConfig = RequestsConfig()
     near_duplicates: float = 0.8
+    known: float = 0.0
     max_length: int | None = None
     too_long: Literal["truncate", "split", "refuse"] = "truncate"
     name: str = "external"
@@ -114,6 +117,7 @@ def _check_ranges(config: ExternalConfig) -> None:
     rules = (
         ("near_duplicates", config.near_duplicates, 0 <= config.near_duplicates <= 1, "a similarity, 0 (off) to 1"),
         ("requests.concurrency", asked.concurrency, 1 <= asked.concurrency <= 64, "1 to 64"),
+        ("known", config.known, 0 <= config.known <= 0.5, "a share, 0 (none) to 0.5"),
         # With fewer no p-value is below 1 %, and the controls that guard a split from elsewhere cannot fail.
         ("audit.shuffles", config.audit.shuffles, config.audit.shuffles >= 199, "at least 199"),
         ("samples", config.samples, 1 <= config.samples <= 1000, "1 to 1000"),

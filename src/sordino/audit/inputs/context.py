@@ -19,7 +19,8 @@ class Context:
     """The run (`collector`), the `examples` that are judged, and those whose membership the adversary knows.
 
     `known` are records with another role than candidate: trained on for certain, or certainly not. `seed`
-    is the audit's own.
+    is the audit's own. `notes` are what is to stand beside the results of attacks on an input, by its name, and
+    `seconds` what each input took.
     """
 
     collector: Collector
