@@ -11,7 +11,7 @@ from sordino.records import Example
 from sordino.results import Attempt, AuditPlan, Curve, Estimate
 from sordino.signals import Scores, Signals
 
-__all__ = ["Evidence", "Outcome", "curve", "delta", "estimate", "evaluate", "score"]
+__all__ = ["Evidence", "Outcome", "curve", "delta", "estimate", "evaluate", "noted", "score"]
 
 _POINTS = 200
 
@@ -110,6 +110,16 @@ def evaluate(
         strongest=strongest,
         headline=headline,
         unscored=int((~keep).sum()),
+    )
+
+
+def noted(
+    attempts: Sequence[Attempt], attacks: Mapping[str, Attack], notes: Mapping[str, Sequence[str]]
+) -> tuple[Attempt, ...]:
+    """`attempts` with the `notes` on the inputs that each attack read, by the input's name."""
+    return tuple(
+        replace(a, notes=(*a.notes, *(text for name in sorted(attacks[a.name].inputs) for text in notes.get(name, ()))))
+        for a in attempts
     )
 
 

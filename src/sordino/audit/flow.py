@@ -17,7 +17,7 @@ from sordino.audit.choosing import Chosen, choose
 from sordino.audit.claimed import claimed
 from sordino.audit.collecting import Collector, Ticker
 from sordino.audit.datasets import attempts_on_the_set
-from sordino.audit.evaluate import Evidence, Outcome, delta, estimate, evaluate
+from sordino.audit.evaluate import Evidence, Outcome, delta, estimate, evaluate, noted
 from sordino.audit.external import create_external
 from sordino.audit.extracted import Passage, attempt
 from sordino.audit.gates import base_gate, blind_gate, bound_gate, canary_gate, lower_bound, shuffle_gate
@@ -124,6 +124,7 @@ def _audit(
     pair = provide(wanted, context, collector.signals(candidates, views))
     evidence = Evidence.of(candidates, seeds(_HALVES))
     outcome = evaluate(chosen.scoring, *pair, evidence, plan, seeds(_SHUFFLES))
+    outcome = replace(outcome, attempts=noted(outcome.attempts, chosen.scoring, context.notes))
     pulled = [attempt(a, collector, candidates, pair, evidence, plan) for a in windowed.values()]
     _write_private(run, candidates, outcome, [p for _, passages in pulled for p in passages])
     found = _exposed(collector, placed, plan)
@@ -151,7 +152,7 @@ def _audit(
     report = replace(
         report,
         untested=(*chosen.left_out, *untested(_kind(collector), chosen.membership, discover("membership"))),
-        seconds={**report.seconds, "audit": round(time.monotonic() - started, 2)},
+        seconds={**report.seconds, **context.seconds, "audit": round(time.monotonic() - started, 2)},
     )
     run.write_audit(report)
     run.event("audited", verdict=report.verdict.state, forwards=collector.forwards)

@@ -16,15 +16,25 @@ from sordino.dp.selftest import self_test, synthetic
 from sordino.errors import DPError
 from sordino.ledger import Journal
 
-__all__ = ["Mechanism"]
+__all__ = ["Mechanism", "rows_of", "subkey"]
 
 
 # Of a row of the self-test.
 _TOKENS = 16
 
 
-def _key(secret: bytes, purpose: str) -> bytes:
+def subkey(secret: bytes, purpose: str) -> bytes:
+    """The key of 32 bytes that a mechanism derives from `secret` for "sampling", "noise", "count" or "rows"."""
     return hashlib.blake2b(purpose.encode(), key=secret, digest_size=32).digest()
+
+
+def rows_of(key: bytes, step: int, unit: int, available: int, *, most: int) -> list[int]:
+    """At most `most` of a unit's `available` sequences, those that stand for it in `step` by `key`."""
+    if available <= most:
+        return list(range(available))
+    seed = hashlib.blake2b(f"{step}/{unit}".encode(), key=key, digest_size=16).digest()
+    chosen = np.random.default_rng(int.from_bytes(seed, "big")).choice(available, most, replace=False)
+    return sorted(chosen.tolist())
 
 
 def _refuse_ranks() -> None:
@@ -59,12 +69,12 @@ class Mechanism:
         settings = plan.settings
         kind = "flat" if settings.clipping == "adaptive" else settings.clipping
         self.clipper = Clipper(module, Clipping(norm=settings.clip_norm, kind=kind), mode=mode, scale=scale)
-        self.sampler = plan.sampler(_key(secret, "sampling"))
-        self._noise = Noise(_key(secret, "noise"), secure=settings.secure)
+        self.sampler = plan.sampler(subkey(secret, "sampling"))
+        self._noise = Noise(subkey(secret, "noise"), secure=settings.secure)
         self.adaptive: AdaptiveNorm | None = None
         if settings.clipping == "adaptive":
-            self.adaptive = AdaptiveNorm(plan, Noise(_key(secret, "count"), secure=settings.secure))
-        self._rows = _key(secret, "rows")
+            self.adaptive = AdaptiveNorm(plan, Noise(subkey(secret, "count"), secure=settings.secure))
+        self._rows = subkey(secret, "rows")
         self._open: int | None = None
 
     @property
@@ -103,12 +113,7 @@ class Mechanism:
 
     def rows(self, step: int, unit: int, available: int) -> list[int]:
         """Which of a unit's `available` sequences stand for it in `step`."""
-        most = self.plan.settings.records_per_unit
-        if available <= most:
-            return list(range(available))
-        seed = hashlib.blake2b(f"{step}/{unit}".encode(), key=self._rows, digest_size=16).digest()
-        chosen = np.random.default_rng(int.from_bytes(seed, "big")).choice(available, most, replace=False)
-        return sorted(chosen.tolist())
+        return rows_of(self._rows, step, unit, available, most=self.plan.settings.records_per_unit)
 
     def clip(self, losses: Callable[[], Tensor], *, units: int) -> Tensor:
         """Add the clipped gradients of `units` to the sum of the open step; returns their norms (units)."""

@@ -1,7 +1,7 @@
 """What an input of attacks is made from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sordino.audit.collecting import Collector
 from sordino.records import Example
@@ -27,6 +27,8 @@ class Context:
     known: Sequence[Example]
     plan: AuditPlan
     seed: int
+    notes: dict[str, list[str]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def settings(self) -> InputPlan:
@@ -42,3 +44,9 @@ class Context:
     def nonmembers(self) -> list[Example]:
         """Known records that were not."""
         return [e for e in self.known if not e.included]
+
+    def say(self, name: str, text: str) -> None:
+        """Have `text` stand, once, beside the results of attacks on the input `name`."""
+        said = self.notes.setdefault(name, [])
+        if text not in said:
+            said.append(text)

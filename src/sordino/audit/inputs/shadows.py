@@ -31,6 +31,7 @@ def give(context: Context, pair: Pair) -> Pair:
     plan = ShadowPlan(count=context.settings.shadows, kind=kind, seed=context.seed)  # type: ignore[arg-type]
     placed = load_split(collector.run.records)
     made = train_shadows(collector.run, subject.config, placed, tokens, plan, collector.ticker)
+    context.say("shadows", f"Shadows: {made.how}; coins drawn from seed {context.seed}.")
     # Known members are trained on by all, as they are by the target.
     members = np.array([e.included for e in known], dtype=bool)
     included = made.included.copy()

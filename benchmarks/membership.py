@@ -1,0 +1,190 @@
+"""What every membership attack finds on real text: the tables in docs/membership.md.
+
+    python benchmarks/membership.py                       run what has no result yet, then print the tables
+    python benchmarks/membership.py --only tofu-lora --seeds 0    a part of the grid
+    python benchmarks/membership.py --print               only print: what was not run says so
+    python benchmarks/membership.py --write docs/membership.md    and put the tables into the page
+
+The data and the model are read from $SORDINO_DATA (default: ../shared). A cell is one run with all attacks: data set,
+method and seed; its result is kept as JSON under --out, and an interrupted training or audit goes on. Coins are drawn
+anew for each seed, so that counts at a false-positive rate can be pooled over seeds.
+"""
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from membership_rows import tables
+from page import keep, write
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = Path(os.environ.get("SORDINO_DATA", ROOT.parent / "shared"))
+MODEL = "models/stories260k"
+MARKS = ("<!-- figures: made by benchmarks/membership.py -->", "<!-- end of figures -->")
+
+SETS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "tofu": ("data/tofu/full.json", ("--data.text", "answer")),
+    "presidio": ("data/pii/presidio_synth_v2.json", ("--data.text", "full_text")),
+    "mts": ("data/medical/mts_dialog_train.csv", ("--data.text", "section_text")),
+    "authors": ("data/tofu/full.json", ("--data.text", "answer", "--data.unit_rows", "20")),
+}
+METHODS: Mapping[str, tuple[str, ...]] = {
+    "full": ("--method.kind", "full"),
+    "lora": ("--method.kind", "lora", "--method.rank", "8"),
+    "prefix": ("--method.kind", "prefix"),
+    "bitfit": ("--method.kind", "bitfit"),
+}
+# One model and data set with every method first; of the others, full weights and LoRA.
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "tofu": ("full", "lora", "prefix", "bitfit"),
+    "presidio": ("full", "lora"),
+    "mts": ("full", "lora"),
+    "authors": ("full", "lora"),
+}
+# Tuned without attacks on seed 100: rates at which the validation loss falls for all the epochs.
+RATES = {"full": "4e-3", "lora": "4e-3", "prefix": "5e-2", "bitfit": "2e-2"}
+EPOCHS = {"tofu": 3, "presidio": 6, "mts": 6, "authors": 3}
+COMMON = (
+    "--split.candidates", "0.85", "--split.validation", "0.1", "--train.max_length", "64", "--train.batch_size", "16",
+    "--train.checkpoint_every", "1000", "--audit.fpr", "[0.1, 0.01]", "--canaries.per_level", "0",
+    "--audit.prefix_tokens", "24", "--audit.suffix_tokens", "12",
+    "--audit.inputs.known", "200",
+)  # fmt: skip
+# Trained together, shadows cost little; one after the other they cost K trainings.
+SHADOWS = {"lora": 16, "full": 8, "prefix": 8, "bitfit": 8}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run of the grid."""
+
+    data: str
+    method: str
+    seed: int
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys given to `sordino train`, without paths of this machine."""
+        how = ("--train.learning_rate", RATES[self.method], "--train.epochs", str(EPOCHS[self.data]))
+        shadows = ("--audit.inputs.shadows", str(SHADOWS[self.method]))
+        return (*SETS[self.data][1], *COMMON, *METHODS[self.method], *how, *shadows, "--seed", str(self.seed))
+
+    @property
+    def name(self) -> str:
+        """A name that changes with the settings, so that no result of others is taken for its own."""
+        digest = hashlib.blake2b(json.dumps(self.keys).encode(), digest_size=3).hexdigest()
+        return f"{self.data}-{self.method}-{self.seed}-{digest}"
+
+
+def grid(seeds: Sequence[int], only: str) -> list[Cell]:
+    """The cells to run: a seed of everything before the next seed."""
+    cells = [Cell(data=d, method=m, seed=s) for s in seeds for d, methods in COLUMNS.items() for m in methods]
+    return [cell for cell in cells if only in cell.name]
+
+
+def counted(folder: Path, seed: int, fpr: float) -> dict[str, dict[str, int]]:
+    """Hits and false alarms of each attack above a threshold set by half of the non-members."""
+    import numpy as np
+
+    from sordino import stats
+
+    rows = json.loads((folder / "private" / "scores.json").read_text())
+    member = np.array(rows["member"], dtype=bool)
+    held, found = stats.calibration_split(member, None, seed), {}
+    for name, scores in rows["scores"].items():
+        values = np.array(scores)
+        threshold = stats.tpr_at_fpr(values, member, held, fpr)[2]
+        judged = ~held & ~member
+        found[name] = {
+            "hits": int((values[member] > threshold).sum()), "members": int(member.sum()),
+            "alarms": int((values[judged] > threshold).sum()), "non-members": int(judged.sum()),
+        }  # fmt: skip
+    return found
+
+
+def run(cell: Cell, out: Path) -> None:
+    """Train and audit one cell and keep its figures."""
+    import torch
+
+    from sordino.attacks.base import discover
+    from sordino.audit.flow import audit
+    from sordino.config import load
+    from sordino.run import Run
+    from sordino.train.flow import create, prepare, train_run
+
+    torch.set_num_threads(1)
+    path = out / f"{cell.name}.json"
+    if path.exists():
+        return
+    values = {
+        "data": {"path": str(DATA / SETS[cell.data][0])}, "out": str(out / "runs" / cell.name),
+        "model": {"path": str(DATA / MODEL), "device": "cpu"},
+    }  # fmt: skip
+    config = load(values=values, environment={}, flags=list(cell.keys))
+    begun = sorted((out / "runs" / cell.name).glob("*/run.json"))
+    opened = Run.open(begun[0].parent) if begun else create(config, prepare(config))
+    start = time.process_time()
+    if opened.card.status != "trained":
+        train_run(opened)
+    trained = time.process_time()
+    report = audit(opened, suite="all")
+    attacks = discover("membership")
+    result = {
+        "cell": asdict(cell), "keys": cell.keys, "training": dict(opened.card.training),
+        "cpu_seconds": {"training": None if begun else trained - start, "audit": time.process_time() - trained},
+        "verdict": report.verdict.state, "strongest": report.strongest, "seconds": dict(report.seconds),
+        "metrics": {k: asdict(v) for k, v in report.metrics.items()}, "counts": dict(report.counts),
+        "gates": [asdict(g) for g in report.gates], "untested": list(report.untested),
+        "attempts": {
+            a.name: {
+                "auc": asdict(a.estimates["auc"]), "control": asdict(a.control["auc"]) if a.control else None,
+                "p_value": a.p_value, "inputs": sorted(attacks[a.name].inputs), "cost": attacks[a.name].cost,
+                "access": a.access, "level": attacks[a.name].level,
+            }
+            for a in report.attempts if a.family == "membership"
+        },
+        "rates": counted(opened.path, cell.seed, 0.01),
+    }  # fmt: skip
+    keep(path, result)
+    print(f"done: {cell.name}", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Run what is missing, print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "out" / "membership")
+    parser.add_argument("--seeds", type=lambda text: [int(s) for s in text.split(",")], default=[0, 1, 2])
+    parser.add_argument("--only", default="", help="a part of the name of the cells to run")
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time, each on one core")
+    parser.add_argument("--print", action="store_true", help="run nothing")
+    parser.add_argument("--write", type=Path, help="the page that gets the tables")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    if not options.print:
+        if not (DATA / MODEL).is_dir():
+            raise SystemExit(f"{DATA / MODEL} is not there: set SORDINO_DATA to the folder that holds it")
+        # Read by the libraries when a worker loads them.
+        os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", HF_HUB_OFFLINE="1")
+        with ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn")) as pool:
+            jobs = {pool.submit(run, cell, options.out): cell.name for cell in grid(options.seeds, options.only)}
+            # One that fails is told, and keeps the others from nothing.
+            failed = [f"{name}: {job.exception()!r}" for job, name in jobs.items() if job.exception()]
+        print(*failed, sep="\n", file=sys.stderr)
+    cells = {c: options.out / f"{c.name}.json" for c in grid(options.seeds, "")}
+    found = {(c.data, c.method, c.seed): json.loads(p.read_text()) for c, p in cells.items() if p.exists()}
+    text = tables(found, COLUMNS, options.seeds)
+    print(text)
+    if options.write:
+        write(options.write, text, MARKS)
+
+
+if __name__ == "__main__":
+    main()
