@@ -136,7 +136,9 @@ def main() -> None:
             if arguments.only and name not in arguments.only.split(","):
                 continue
             clock, spent, ratio, peak = measure(attack, signals, arguments.rounds)
-            print(f"| {name} | {total / clock:.2g} | {total / spent:.2g} | {ratio:.1f} | {peak / 1e6:.0f} |", flush=True)
+            print(
+                f"| {name} | {total / clock:.2g} | {total / spent:.2g} | {ratio:.1f} | {peak / 1e6:.0f} |", flush=True
+            )
 
 
 if __name__ == "__main__":

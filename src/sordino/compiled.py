@@ -9,7 +9,7 @@ __all__ = ["compiled"]
 
 
 def compiled(signature: str | Sequence[str], **options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Compile a function for arguments of `signature` (or of each of several), so that it runs without the interpreter's lock."""
+    """Compile a function for arguments of `signature`, or of each of several, to run without the interpreter's lock."""
 
     def mark(function: Callable[..., Any]) -> Any:
         chosen = {"nogil": True, "error_model": "numpy", **options}

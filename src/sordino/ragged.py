@@ -47,7 +47,7 @@ def lowest_sums(values: Any, offsets: Any, keep: Any, sums: Any) -> None:
         size = 0
         for at in range(offsets[i], offsets[i + 1]):
             value = np.float64(values[at])
-            if value != value:
+            if np.isnan(value):
                 continue
             if size < keep[i]:
                 heap[size] = value

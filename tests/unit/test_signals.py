@@ -75,7 +75,12 @@ def test_float32_values_are_summed_in_float64():
 def test_the_lowest_are_those_of_a_sort_in_any_order_and_type(order, dtype):
     rng = np.random.default_rng(0)
     rows = [rng.integers(-500, 500, n) for n in (1, 2, 3, 5, 64, 333, 1000)]
-    arranged = {"rising": np.sort, "falling": lambda r: np.sort(r)[::-1], "drawn": lambda r: r, "tied": lambda r: r // 200}
+    arranged = {
+        "rising": np.sort,
+        "falling": lambda r: np.sort(r)[::-1],
+        "drawn": lambda r: r,
+        "tied": lambda r: r // 200,
+    }
     rows = [arranged[order](row) for row in rows]
     for share in (0.001, 0.2, 0.5, 0.99, 1.0):
         # Sums of whole numbers are exact, so nothing need be close to anything.

@@ -121,14 +121,21 @@ def _audit(
 
     views = {name: view for attack in chosen.membership.values() for name, view in attack.views.items()}
     wanted = {name for attack in chosen.membership.values() for name in attack.inputs}
-    pair = provide(wanted, context, collector.signals(candidates, views))
+    with context.timed("passes"):
+        own = collector.signals(candidates, views)
+    pair = provide(wanted, context, own)
     evidence = Evidence.of(candidates, seeds(_HALVES))
-    outcome = evaluate(chosen.scoring, *pair, evidence, plan, seeds(_SHUFFLES))
+    with context.timed("statistics"):
+        outcome = evaluate(chosen.scoring, *pair, evidence, plan, seeds(_SHUFFLES))
     outcome = replace(outcome, attempts=noted(outcome.attempts, chosen.scoring, context.notes))
-    pulled = [attempt(a, collector, candidates, pair, evidence, plan) for a in windowed.values()]
+    with context.timed("extraction"):
+        pulled = [attempt(a, collector, candidates, pair, evidence, plan) for a in windowed.values()]
     _write_private(run, candidates, outcome, [p for _, passages in pulled for p in passages])
-    found = _exposed(collector, placed, plan)
-    blind = blind_baseline(pair[0].texts, evidence.member, evidence.group, shuffles=plan.shuffles, seed=seeds(_BLIND))
+    with context.timed("canaries"):
+        found = _exposed(collector, placed, plan)
+    with context.timed("blind control"):
+        texts, shuffles = pair[0].texts, plan.shuffles
+        blind = blind_baseline(texts, evidence.member, evidence.group, shuffles=shuffles, seed=seeds(_BLIND))
     bound = lower_bound(outcome, plan)[0] if collector.subject.trained_here else None
     gates = [blind_gate(blind), base_gate(outcome, plan, seeds(_SHUFFLES))]
     if bound is not None:
