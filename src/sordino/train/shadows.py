@@ -176,7 +176,7 @@ def _adapters(task: _Task, folder: Path) -> np.ndarray:
         ticks[0](progress.step - done[0])
         done[0] = progress.step
 
-    train_joint(folder, model, adapters, tokens, subsets, config.train, monitor=monitor, private=private)
+    train_joint(folder, adapters, tokens, subsets, config.train, monitor=monitor, private=private)
     asked = task.ticker(f"{count} shadow models, records", len(task.scored))
     nll: np.ndarray = score_all(model, adapters, task.scored, tick=asked)
     return nll
