@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 import sordino
-from sordino.errors import SordinoError
+from sordino.errors import ConfigError, SordinoError
 
 __all__ = ["app", "main"]
 
@@ -128,6 +128,14 @@ def audit(  # noqa: PLR0913 - each is an option of its own
     attack: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     suite: Literal["quick", "full", "all"] | None = None,
     list_attacks: Annotated[bool, Parameter(name="--list", negative="")] = False,
+    plan: Annotated[bool, Parameter(negative="")] = False,
+    epsilon: float | None = None,
+    truth: float | None = None,
+    delta: float | None = None,
+    fpr: float | None = None,
+    tpr: float | None = None,
+    auc: float | None = None,
+    power: float | None = None,
     json: Json = False,
 ) -> int:
     """Attack a trained run, check the controls, write audit.json and report.html, print a table.
@@ -172,18 +180,42 @@ def audit(  # noqa: PLR0913 - each is an option of its own
         all. `--audit.inputs.shadows 8` and the like, after the run folder, say what they may use.
     list_attacks
         List the attacks with what they need, and stop.
+    plan
+        Say how many records and coins the figures below take, and stop; it needs no run.
+    epsilon
+        With --plan: the lower bound on ε to reach; by default 2.
+    truth
+        With --plan: the ε that training really has; by default twice --epsilon.
+    delta
+        With --plan: the δ of both; by default 1e-5.
+    fpr
+        With --plan: the false-positive rate of --tpr; by default 0.01.
+    tpr
+        With --plan: the true-positive rate to measure to a half of itself; by default 0.1.
+    auc
+        With --plan: the AUC to tell from chance; by default 0.55.
+    power
+        With --plan: how likely all that should succeed; by default 0.8.
 
     """
-    from sordino.commands import run_audit, run_audit_elsewhere, run_list
+    from sordino.commands import run_audit, run_audit_elsewhere, run_list, run_plan
 
     if list_attacks:
         return run_list(json)
+    figures = {
+        "epsilon": epsilon, "truth": truth, "delta": delta, "fpr": fpr, "tpr": tpr, "auc": auc, "power": power,
+    }  # fmt: skip
+    figures_given = {name: value for name, value in figures.items() if value is not None}
     options = {
         "model": model, "members": members, "nonmembers": nonmembers, "adapter": adapter, "base": base,
         "dtype": dtype, "quantize": quantize, "endpoint": endpoint, "tokenizer": tokenizer,
         "api_key_env": api_key_env, "out": out,
     }  # fmt: skip
     given = {name: value for name, value in options.items() if value is not None}
+    if plan:
+        _alone("--plan", [*run, *(f"--{name}" for name in given), *require, *attack])
+        return run_plan(figures_given, json)
+    _alone("a run or a model", [f"--{name}" for name in figures_given], "They go with --plan.")
     if not given:
         return run_audit(run, require, attack, suite, json)
     words = (*run, *(("--audit.suite", suite) if suite else ()))
@@ -242,6 +274,11 @@ def export(
     from sordino.commands import run_export
 
     return run_export(run, out, merge, dtype, force)
+
+
+def _alone(what: str, others: Sequence[str], hint: str = "Give it with nothing but its own options.") -> None:
+    if others:
+        raise ConfigError(f"{', '.join(others)} cannot be given for {what}.", hint)
 
 
 def _explain(message: str, hint: str = "") -> None:

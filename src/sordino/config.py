@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from sordino.canaries import CanaryConfig
+from sordino.canaries.designs import FROM_DATA
 from sordino.errors import ConfigError, RunError, did_you_mean
 from sordino.inputs import from_environment, merge, parse_flags, read_yaml
 from sordino.records import DataConfig, SplitConfig
@@ -25,6 +26,7 @@ __all__ = [
     "DPConfig",
     "MethodConfig",
     "ModelConfig",
+    "MonitorConfig",
     "RunConfig",
     "TrainConfig",
     "check_dp",
@@ -82,6 +84,13 @@ class MethodConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MonitorConfig:
+    """Memorisation over time: the planted canaries are scored every so many steps, and change nothing."""
+
+    every: int = 100
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """The training loop. `batch_size` counts records an optimizer step, in `accumulation` parts.
 
@@ -97,6 +106,8 @@ class TrainConfig:
     Against memorisation: `goldfish` k leaves 1 in k targets out of the loss, always the same (0: none);
     `dropout` is the probability of all dropout of the model (None: as it came); `stop_loss` ends training
     at the first validation loss that is no higher.
+
+    `monitor` has the planted canaries scored while the model is trained (None: not).
     """
 
     epochs: int = 3
@@ -119,6 +130,7 @@ class TrainConfig:
     goldfish: int = 0
     dropout: float | None = None
     stop_loss: float | None = None
+    monitor: MonitorConfig | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,6 +301,28 @@ def _check_task(config: RunConfig) -> None:
         raise ConfigError(message, "Leave it out; train.dropout and train.stop_loss work for classifiers too.")
 
 
+def _check_canaries(config: RunConfig) -> None:
+    audit, monitor = config.canaries.audit, config.train.monitor
+    wanted = [f"canaries.audit.count is {audit.count}"] * bool(audit.count)
+    if monitor is not None:
+        wanted.append(f"train.monitor scores canaries every {monitor.every} steps")
+    if wanted and config.task == "classification":
+        message = f"{wanted[0]}, and the task is classification: no canaries are planted in a classifier."
+        raise ConfigError(message, "Leave it out.")
+    if wanted and not config.split.candidates:
+        message = f"{wanted[0]}, and split.candidates is 0: canaries are planted for an audit, which needs candidates."
+        raise ConfigError(message, "Give split.candidates a share of the units, 0.4 for example.")
+    if monitor is not None and not (audit.count or config.canaries.per_level):
+        message = f"{wanted[-1]}, and none are planted."
+        raise ConfigError(message, "Set canaries.per_level or canaries.audit.count, or leave train.monitor out.")
+    if config.audit.headline == "canaries" and not audit.count:
+        message = "audit.headline is canaries, and canaries.audit.count is 0: no bound could come from them."
+        raise ConfigError(message, "Plant some, 200 for example, or name an attack.")
+    if audit.count and config.dp is not None and audit.design in FROM_DATA:
+        message = f"canaries.audit.design is {audit.design}, which plants words of records: under differential privacy"
+        raise ConfigError(f"{message} these would count twice.", "Use new-token, secret or high-perplexity.")
+
+
 def check_target(dp: DPConfig) -> None:
     """Raise `ConfigError` unless there is one target: ε, or a noise multiplier."""
     if (dp.epsilon is None) == (dp.noise_multiplier is None):
@@ -324,6 +358,7 @@ def check_values(config: RunConfig) -> None:
     """Raise `ConfigError` for a value out of its range."""
     _check_task(config)
     _check_private(config)
+    _check_canaries(config)
     if config.train.stop_loss is not None and not config.split.validation:
         message = "train.stop_loss is set, and split.validation is 0: there is no validation loss."
         raise ConfigError(message, "Give split.validation a share of the units, 0.1 for example.")
@@ -333,6 +368,7 @@ def check_values(config: RunConfig) -> None:
         raise ConfigError(message, "Set it to false, or use method.kind: prompt.")
     train, method, split, audit, dp = config.train, config.method, config.split, config.audit, config.dp or DPConfig()
     every = train.validate_every
+    scored, coins = train.monitor.every if train.monitor else 1, config.canaries.audit.count
     half = train.precision == "fp16" and config.model.device in ("cpu", "mps")
     rules: tuple[tuple[str, Any, bool, str], ...] = (
         ("dp.epsilon", dp.epsilon, dp.epsilon is None or dp.epsilon > 0, "above 0"),
@@ -355,6 +391,8 @@ def check_values(config: RunConfig) -> None:
         ("train.goldfish", train.goldfish, train.goldfish == 0 or train.goldfish >= 2, "0 (none), or 2 and more"),
         ("train.dropout", train.dropout, train.dropout is None or 0 <= train.dropout < 1, "0 to below 1"),
         ("train.stop_loss", train.stop_loss, train.stop_loss is None or train.stop_loss > 0, "above 0, in nats"),
+        ("train.monitor.every", scored, scored >= 1, "at least 1 step"),
+        ("canaries.audit.count", coins, coins >= 0, "0 (none) or more"),
         ("train.precision", train.precision, not half, "fp32 or bf16 on this model.device; fp16 needs CUDA"),
         ("method.rank", method.rank, method.rank >= 1, "at least 1"),
         ("method.alpha", method.alpha, method.alpha > 0, "above 0"),
@@ -367,6 +405,7 @@ def check_values(config: RunConfig) -> None:
         ("audit.confidence", audit.confidence, 0.5 < audit.confidence < 1, "0.5 to 1, for example 0.95"),
         ("audit.fpr", list(audit.fpr), bool(audit.fpr) and all(0 < f < 1 for f in audit.fpr), "rates between 0 and 1"),
         ("audit.guess_share", audit.guess_share, 0 < audit.guess_share <= 1, "a share above 0, at most 1"),
+        ("audit.bound", audit.bound, audit.bound == "one-run" or audit.delta > 0, "one-run, f-dp with a delta above 0"),
         ("audit.shuffles", audit.shuffles, audit.shuffles >= 99, "at least 99"),
         ("audit.delta", audit.delta, 0 <= audit.delta < 1, "0 to below 1"),
         ("audit.prefix_tokens", audit.prefix_tokens, audit.prefix_tokens >= 1, "at least 1"),

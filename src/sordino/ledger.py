@@ -23,14 +23,14 @@ _SCHEMA = 1
 _START = re.compile(rb"[0-9\x00]*")
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One mechanism that spent ε on the data with `fingerprint`.
 
     `unit` is what is protected (record, subject, cluster), `relation` which data sets are neighbours;
     `mechanism` the settings, for people; `step_event` the event of ONE step as `dp.events.encode_event` writes
     it, or of as many steps as `mechanism["steps_per_event"]` says. `started` counts steps that were begun,
     finished or not. With `secret_recorded_seed`, sampling and noise came from a seed that was set: the guarantee
-    then assumes that the seed stays secret.
+    then assumes that the seed stays secret. `warnings` say what else came out of the run that is not covered.
     """
 
     id: str
@@ -46,6 +46,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     started: int
     status: Literal["running", "finished", "stopped"]
     secret_recorded_seed: bool
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what cannot have been: raises `ValueError`."""

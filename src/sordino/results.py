@@ -25,6 +25,8 @@ __all__ = [
     "Estimate",
     "Gate",
     "InputPlan",
+    "MemorisationLevel",
+    "MemorisationPoint",
     "Notice",
     "Requirement",
     "RunCard",
@@ -103,8 +105,10 @@ class InputPlan:
 class AuditPlan:
     """What is fixed before training, so that no choice can depend on what the audit sees.
 
-    `headline` is the attack of the pre-declared ε̂; `fpr` the false-positive rates of TPR figures;
-    `guess_share` the share of coins that the one-run ε̂ guesses (half as members, half as not);
+    `headline` is the attack of the pre-declared ε̂, or "canaries" where audit canaries give it; `fpr` the
+    false-positive rates of TPR figures; `bound` says which ε̂ of one run is computed: "one-run" (of any
+    mechanism) or "f-dp" (tighter, and of Gaussian mechanisms only); `guess_share` the share of coins that it
+    guesses (half as members, half as not);
     `confidence` of every interval; `delta` of ε̂; `shuffles` of every permutation test;
     `prefix_tokens` and `suffix_tokens` the window of discoverable extraction; `token_forwards`
     what one canary's exact rank may cost; `require` the requirements the audit is judged by; `suite` which
@@ -114,6 +118,7 @@ class AuditPlan:
 
     headline: str = "reference"
     fpr: tuple[float, ...] = (0.1, 0.01, 0.001)
+    bound: Literal["one-run", "f-dp"] = "one-run"
     guess_share: float = 0.2
     confidence: float = 0.95
     delta: float = 1e-5
@@ -204,6 +209,27 @@ class CanaryLevel:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MemorisationLevel:
+    """The mean gain of canaries in nats a token of their secrets, over the untuned model.
+
+    `kind` is "exposure" or "audit"; `left_out` are those of the same `repetitions` whose coin kept them out.
+    """
+
+    kind: str
+    repetitions: int
+    included: Estimate
+    left_out: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemorisationPoint:
+    """How far canaries were memorised after `step` optimizer steps."""
+
+    step: int
+    levels: tuple[MemorisationLevel, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Gate:
     """A control that decides what may be said; `passed` is None where it could not be judged."""
 
@@ -247,12 +273,13 @@ class AuditReport:
     """`audit.json`: everything an audit may say to somebody who does not hold the data.
 
     `metrics` is every figure under its full name (`membership.auc`, `membership.loss.auc`,
-    `extraction.prefix.rate`, `canaries.exposure@16`, `utility.perplexity`, `epsilon.lower`), the
-    names that requirements use. `utility` has `perplexity` and `base_perplexity` on validation
-    records, or of a classifier `accuracy`, `loss` and theirs. `counts` tells the evidence (members,
-    non-members, coins, records by role). `untested` names what a reader might assume and nobody
-    measured. `provenance` has digests and versions.
+    `membership.identified@0.05fdr`, `extraction.prefix.rate`, `canaries.exposure@16`, `utility.perplexity`,
+    `epsilon.lower`, from audit canaries `epsilon.canaries`), the names that requirements use. `utility` has
+    `perplexity` and `base_perplexity` on validation records, or of a classifier `accuracy`, `loss`
+    and theirs. `counts` tells the evidence (members, non-members, coins, records by role).
+    `untested` names what a reader might assume and nobody measured. `provenance` has digests and versions.
     `trained_here` is False for a model that Sordino did not train: there are no coins and no ε̂.
+    `memorisation` is the curve of `train.monitor`, empty where there was none.
     """
 
     run: str
@@ -275,6 +302,7 @@ class AuditReport:
     trained_here: bool = True
     task: Literal["causal-lm", "classification"] = "causal-lm"
     schema: int = SCHEMA
+    memorisation: tuple[MemorisationPoint, ...] = ()
 
 
 def encode(value: object) -> bytes:

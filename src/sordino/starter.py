@@ -40,6 +40,9 @@ canaries:            # synthetic records with a random secret, planted to test t
   levels: [1, 2, 4, 8, 16, 32]
   digits: 5
   share: 0.25        # canary copies are at most this share of the records
+  audit:             # many canaries of one kind, planted once each: a lower bound on epsilon. See docs/canaries.md
+    design: secret   # secret, in-distribution, high-perplexity, bigram, new-token
+    count: 0         # each trained on with probability 1/2; 0: none
   # templates: ["In the style of your records: the code of {{name}} is {{secret}}."]
 
 method:
@@ -73,6 +76,7 @@ train:
   goldfish: 0        # k: leave 1 in k tokens out of the loss, always the same ones; 0: none
   dropout: null      # probability of all dropout the model has, while tuning; null: as the model came
   stop_loss: null    # end at the first validation loss (nats) that is no higher
+  monitor: null      # {{every: 100}}: score the planted canaries every 100 steps; they change nothing
 
 dp: null             # differential privacy; {{epsilon: 8}} is enough. See docs/differential-privacy.md for its keys:
                      # epsilon or noise_multiplier, delta, unit (subject, record, cluster), relation,
@@ -80,8 +84,9 @@ dp: null             # differential privacy; {{epsilon: 8}} is enough. See docs/
                      # per-layer, adaptive), quantile, records_per_unit, secure, seed
 
 audit:               # fixed before training, so that nothing can be chosen by what the audit sees
-  headline: reference # the attack of the lower bound on epsilon
+  headline: reference # the attack of the lower bound on epsilon; or canaries: those of canaries.audit
   fpr: [0.1, 0.01, 0.001]
+  bound: one-run     # one-run: ε of any mechanism; f-dp: tighter, of Gaussian mechanisms only
   guess_share: 0.2   # share of the coins that the lower bound guesses
   confidence: 0.95
   delta: 1.0e-5

@@ -1,4 +1,6 @@
-"""From scores to estimates: choices on one half, figures on the other, and no leak where there is none."""
+"""From scores to estimates: choices on one part, figures on another, and no leak where there is none."""
+
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from scipy.stats import kstest
 
 from sordino import stats
 from sordino.attacks.base import Attack
-from sordino.audit.evaluate import Evidence, score
+from sordino.audit.evaluate import Evidence, _strongest, score
 from sordino.audit.gates import base_gate, lower_bound, shuffle_gate
 from sordino.errors import AuditError
 from sordino.results import AuditPlan
@@ -41,8 +43,8 @@ def test_null_audits_reject_no_more_often_than_they_say():
 
 def test_a_real_difference_is_found_and_the_right_attack_named():
     rng = np.random.default_rng(0)
-    member = coins(rng, 400)
-    scores = {"a": rng.normal(size=400), "b": rng.normal(size=400) + 2 * member, "c": rng.normal(size=400) + member}
+    member = coins(rng, 600)
+    scores = {"a": rng.normal(size=600), "b": rng.normal(size=600) + 2 * member, "c": rng.normal(size=600) + member}
     found = judge_scores(scores, member, PLAN)
     assert found.strongest == "b" and found.p_value == 1 / 200
     assert found.headline["auc"].value == pytest.approx(0.92, abs=0.04)
@@ -52,27 +54,25 @@ def test_a_real_difference_is_found_and_the_right_attack_named():
     for attempt in found.attempts:
         assert attempt.estimates["auc"].value == pytest.approx(stats.auc(scores[attempt.name], member))
         assert attempt.control["auc"].value == 0.5
-        assert (attempt.records, attempt.coins) == (400, 400)
+        assert (attempt.records, attempt.coins) == (600, 600)
 
 
-def test_labels_of_the_reporting_half_do_not_move_the_choice():
+def test_labels_of_the_reporting_part_do_not_move_the_choice():
     rng = np.random.default_rng(1)
     changed = 0
     for seed in range(20):
         member = coins(rng, 80)
         scores = {name: rng.normal(size=80) for name in "abcde"}
         first = judge_scores(scores, member, PLAN, seed=seed)
-        half = first.evidence.calibration
-        # Exchange members and non-members of the reporting half; keep who is in which half.
+        choose = first.evidence.choose
+        # Exchange members and non-members of the reporting part; keep who is in which part.
         other = member.copy()
-        other[~half] = ~other[~half]
-        again = Evidence(member=other, group=first.evidence.group, calibration=half)
-        from sordino.audit.evaluate import _strongest
-
+        other[~choose] = ~other[~choose]
+        again = replace(first.evidence, member=other)
         name, headline = _strongest(list(scores), np.stack(list(scores.values())), again, PLAN)
         assert name == first.strongest
         changed += headline["auc"].value != first.headline["auc"].value
-        best = max(scores, key=lambda n: stats.auc(scores[n][half], member[half]))
+        best = max(scores, key=lambda n: stats.auc(scores[n][choose], member[choose]))
         assert name == best
     assert changed == 20
 
@@ -82,22 +82,67 @@ def test_the_headline_is_on_records_that_did_not_choose():
     member = coins(rng, 60)
     scores = {name: rng.normal(size=60) for name in "abcdefghij"}
     found = judge_scores(scores, member, PLAN)
-    half = found.evidence.calibration
-    expected = stats.auc(scores[found.strongest][~half], member[~half])
+    choose = found.evidence.choose
+    expected = stats.auc(scores[found.strongest][~choose], member[~choose])
     assert found.headline["auc"].value == pytest.approx(expected)
-    assert found.headline["auc"].n == (~half).sum()
+    assert found.headline["auc"].n == (~choose).sum() == 40
 
 
-def test_halves_are_whole_coins_of_both_sides():
+def two_ways(scores, member, fpr, seed):
+    """Realised FPR where one half chose the attack and set its threshold, as this audit once did."""
+    half = stats.calibration_split(member, None, seed) | stats.calibration_split(~member, None, seed)
+    best = max(scores.values(), key=lambda row: stats.auc(row[half], member[half]))
+    judged = ~(half & member)
+    return stats.tpr_at_fpr(best[judged], member[judged], half[judged], fpr)[1].value
+
+
+def test_choosing_and_calibrating_on_the_same_records_accuses_too_many_and_three_parts_do_not():
+    member, old, new = np.arange(240) < 120, [], []
+    plan = replace(PLAN, shuffles=99, fpr=(0.25,))
+    for seed in range(150):
+        rng = np.random.default_rng(seed)
+        scores = {str(i): rng.normal(size=240) for i in range(12)}
+        old.append(two_ways(scores, member, 0.25, seed))
+        stack, evidence = np.stack(list(scores.values())), Evidence.of(candidates(member, np.arange(240)), seed)
+        new.append(_strongest(list(scores), stack, evidence, plan)[1]["realised fpr@0.25fpr"].value)
+    error = np.std(old) / np.sqrt(150)
+    assert np.mean(old) > 0.25 + 4 * error  # the best of twelve on these non-members is not the best on others
+    assert 0.25 - 6 * error < np.mean(new) <= 0.25 + 2 * error
+
+
+def test_a_headline_that_cannot_be_resolved_says_what_three_parts_take():
+    rng = np.random.default_rng(2)
+    member = coins(rng, 600)
+    for size, resolved in ((600, True), (580, False)):
+        found = judge_scores({"a": rng.normal(size=size)}, member[:size], PLAN)
+        tpr = found.headline["tpr@0.1fpr"]
+        assert (tpr.value is not None) is resolved
+        if not resolved:
+            assert (tpr.needs, tpr.n) == (300, (~member[:size]).sum()) and "a third of them to choose" in tpr.method
+            assert found.attempts[0].estimates["tpr@0.1fpr"].value is not None  # a single attack needs no choice
+
+
+def test_the_three_parts_are_whole_coins_and_all_are_used():
     rng = np.random.default_rng(3)
     group = rng.integers(0, 40, 200)
     member = coins(rng, 40)[group]
     evidence = Evidence.of(candidates(member, group), 5)
     for code in np.unique(evidence.group):
-        assert len(set(evidence.calibration[evidence.group == code])) == 1
-    for side in (True, False):
-        chosen = np.unique(evidence.group[(evidence.member == side) & evidence.calibration])
-        assert len(chosen) == len(np.unique(evidence.group[evidence.member == side])) // 2
+        for part in (evidence.calibration, evidence.choose, evidence.calibrate):
+            assert len(set(part[evidence.group == code])) == 1
+    assert not (evidence.choose & evidence.calibrate).any()
+    assert not (evidence.member & (evidence.calibrate | evidence.calibration)).any()
+    inside, outside = (len(np.unique(evidence.group[evidence.member == side])) for side in (True, False))
+
+    def count(chosen):
+        return len(np.unique(evidence.group[chosen]))
+
+    assert count(evidence.calibration) == outside // 2
+    assert count(evidence.choose & evidence.member) == inside // 3
+    assert count(evidence.choose & ~evidence.member) == outside // 3
+    assert count(evidence.calibrate) == (outside - outside // 3) // 2
+    kept = evidence.take(evidence.member)
+    assert all(getattr(kept, f.name).size == evidence.member.sum() for f in fields(kept))
 
 
 def test_records_without_a_score_are_left_out_of_all_and_counted():
@@ -136,6 +181,17 @@ def test_the_lower_bound_is_that_of_its_guesses(right):
     assert bound.value == bound.low == stats.epsilon_one_run(100, 20, right, PLAN.delta, 0.95)
     assert bound.high == stats.UNBOUNDED and f"{right} of 20 guesses right over 100 coins" in bound.method
     assert (bound.value > 1.5) == (right == 20)
+
+
+def test_the_lower_bound_is_the_one_declared_and_says_of_what_it_speaks():
+    member = np.arange(100) >= 50
+    found = judge_scores({"a": np.arange(100.0)}, member, PLAN)
+    bound, guesses, right = lower_bound(found, replace(PLAN, bound="f-dp"))
+    assert bound.value == stats.epsilon_f_dp(100, 20, 20, PLAN.delta) and (guesses, right) == (20, 20)
+    assert bound.method.startswith("f-DP one-run lower bound for Gaussian mechanisms")
+    assert bound.value != lower_bound(found, PLAN)[0].value
+    gate = shuffle_gate(found, replace(PLAN, bound="f-dp"), 0)
+    assert gate.passed is True
 
 
 def test_the_lower_bound_counts_coins_not_records():

@@ -119,6 +119,14 @@ RANGES = [
 ]  # fmt: skip
 
 
+def test_the_bound_for_gaussian_mechanisms_needs_a_delta():
+    assert read(audit={"bound": "f-dp"}).audit.bound == "f-dp"
+    with pytest.raises(ConfigError, match=r"audit\.bound is 'f-dp'.*delta above 0"):
+        read(audit={"bound": "f-dp", "delta": 0})
+    with pytest.raises(ConfigError, match=r"audit\.bound is 'best'"):
+        read(audit={"bound": "best"})
+
+
 @pytest.mark.parametrize(("key", "value"), RANGES, ids=lambda v: json.dumps(v))
 def test_values_out_of_range_name_the_key_and_the_value(key, value):
     values = value

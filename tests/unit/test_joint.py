@@ -1,6 +1,8 @@
 """Adapters trained together against each trained alone by the ordinary loop."""
 
 import json
+from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -83,6 +85,17 @@ def test_how_much_is_computed_at_once_changes_nothing_beyond_rounding(at_once, m
     assert (found[0] - found[1]).abs().max() <= 1e-9
 
 
+def test_activations_computed_twice_change_nothing(make_model, tmp_path):
+    model, tokens, parts = double(make_model, "llama"), some_tokens(14), subsets()
+    found = []
+    for again in (False, True):
+        adapters = Adapters(model, LORA, SEEDS)
+        config = replace(CONFIG, gradient_checkpointing=again)
+        train_joint(tmp_path / str(again), adapters, tokens, parts, config)
+        found.append(adapters.flat)
+    assert (found[0] - found[1]).abs().max() <= 1e-9
+
+
 UPPER = {
     "llama": ("layers.1.self_attn.q_proj", "layers.1.mlp.down_proj"),
     "gpt2": ("h.1.attn.c_attn",),
@@ -150,6 +163,23 @@ def test_a_killed_training_goes_on_bit_for_bit(targets, make_model, tmp_path):
         len(json.loads(logs[0].splitlines()[0])["losses"]) == 3
         and len(json.loads(logs[0].splitlines()[-1])["losses"]) == 1
     )
+
+
+def test_a_base_with_dropout_goes_on_bit_for_bit_too(make_model, tmp_path):
+    model, tokens, flats = make_model("gpt2"), some_tokens(8), {}
+    config = TrainConfig(epochs=2, batch_size=2, learning_rate=0.01, checkpoint_every=2)
+
+    def stop(progress, steps):
+        if progress.step == 3:
+            raise Stop
+
+    for name in ("whole", "cut"):
+        for monitor in (stop, lambda *_: None) if name == "cut" else (lambda *_: None,):
+            adapters = Adapters(model, MethodConfig(rank=2, targets=UPPER["gpt2"]), (1, 2))
+            with nullcontext() if monitor is not stop else pytest.raises(Stop):
+                train_joint(tmp_path / name, adapters, tokens, [range(8)] * 2, config, monitor=monitor)
+        flats[name] = adapters.flat
+    assert torch.equal(flats["whole"], flats["cut"])
 
 
 def test_a_folder_of_another_training_is_refused(make_model, tmp_path):

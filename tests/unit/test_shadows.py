@@ -16,8 +16,8 @@ from sordino.train.shadows import ShadowPlan, draw, together, train_shadows
 
 SILENT = lambda name, total: lambda done: None  # noqa: E731 - a named default reads better than a def
 WORDS = (
-    "amber", "basil", "cedar", "delta", "ember", "fjord", "grove", "hazel", "inlet", "juniper", "kelp", "larch", "maple",
-    "nutmeg", "onyx", "poplar",
+    "amber", "basil", "cedar", "delta", "ember", "fjord", "grove", "hazel", "inlet", "juniper", "kelp", "larch",
+    "maple", "nutmeg", "onyx", "poplar",
 )  # fmt: skip
 
 

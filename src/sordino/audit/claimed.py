@@ -2,13 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sordino.dp.accounting import decode_event, repeated, spend
+from sordino.dp.events import leaves
 from sordino.ledger import read_ledger
 from sordino.records import Example
 from sordino.records.placed import unit_of
 from sordino.results import AuditPlan
 from sordino.run import Run
+
+if TYPE_CHECKING:
+    import dp_accounting
 
 __all__ = ["Claimed", "claimed"]
 
@@ -45,4 +50,12 @@ def claimed(run: Run, candidates: Sequence[Example], plan: AuditPlan) -> Claimed
     if len(units) != len(coins):
         why = f"A coin decides about {len(units) / len(coins):.1f} units of the claim together (dp.unit: cluster fits)."
         return Claimed(words=words, epsilon=None, why=why)
+    if plan.bound == "f-dp" and not _gaussian(event):
+        why = "The f-DP bound speaks of Gaussian trade-off curves, and sampled batches give another (one-run fits)."
+        return Claimed(words=words, epsilon=None, why=why)
     return Claimed(words=words, epsilon=spend(event, delta=plan.delta, relation="add-or-remove-one").epsilon)
+
+
+def _gaussian(event: "dp_accounting.DpEvent") -> bool:
+    """Whether the trade-off curve is exactly Gaussian: steps of Gaussian noise on everybody, and no other."""
+    return all(type(step).__name__ == "GaussianDpEvent" for step in leaves(event))

@@ -15,13 +15,16 @@ from sordino.signals import Known, Scores, Signals, Statistics
 __all__ = ["attempts_on_the_set"]
 
 
-def attempts_on_the_set(attacks: Mapping[str, Attack], outcome: Outcome, plan: AuditPlan) -> list[Attempt]:
+def attempts_on_the_set(attacks: Mapping[str, Attack], outcome: Outcome, plan: AuditPlan, seed: int) -> list[Attempt]:
     """Carry out the `attacks` of level "dataset" on the scores of all others.
 
-    The half of the coins that chose the strongest attack is what they learn from. Their p-value is of one
-    test on the other half, members' coins against non-members' (one-sided Welch), and not adjusted for other attacks.
+    They learn from one half of the coins, drawn from `seed`. Their p-value is of one test on the other half,
+    members' coins against non-members' (one-sided Welch), and not adjusted for other attacks.
     """
-    return [_attempt(attack, outcome, plan) for attack in attacks.values()]
+    evidence = outcome.evidence
+    sides = (evidence.member, ~evidence.member)
+    learned = np.logical_or(*(stats.calibration_split(side, evidence.group, seed) for side in sides))
+    return [_attempt(attack, outcome, learned, plan) for attack in attacks.values()]
 
 
 def _bare(scores: np.ndarray) -> Signals:
@@ -35,18 +38,17 @@ def _bare(scores: np.ndarray) -> Signals:
     return Signals(record_ids=names, texts=names, statistics=statistics, measured={"scores": scores})
 
 
-def _judged(attack: Attack, scores: np.ndarray, evidence: Evidence) -> Scores:
-    """The attack's scores of the half that it did not learn from; `scores` are (attacks, records)."""
-    learned = evidence.calibration
+def _judged(attack: Attack, scores: np.ndarray, learned: np.ndarray, evidence: Evidence) -> Scores:
+    """The attack's scores of the half that it has not `learned` from; `scores` are (attacks, records)."""
     known = Known(signals=_bare(scores.T[learned]), member=evidence.member[learned])
     signals = replace(_bare(scores.T[~learned]), known=known)
     return check(signals, attack(offered(attack, signals)), attack)
 
 
-def _attempt(attack: Attack, outcome: Outcome, plan: AuditPlan) -> Attempt:
-    evidence, other = outcome.evidence, outcome.evidence.take(~outcome.evidence.calibration)
-    found = _judged(attack, outcome.scores, evidence)
-    before = None if outcome.control_scores is None else _judged(attack, outcome.control_scores, evidence)
+def _attempt(attack: Attack, outcome: Outcome, learned: np.ndarray, plan: AuditPlan) -> Attempt:
+    evidence, other, control = outcome.evidence, outcome.evidence.take(~learned), outcome.control_scores
+    found = _judged(attack, outcome.scores, learned, evidence)
+    before = None if control is None else _judged(attack, control, learned, evidence)
     coins, inside = other.coin_scores(found)
     # Scores that do not differ at all test nothing.
     p_value = 1.0

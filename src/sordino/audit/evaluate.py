@@ -1,12 +1,13 @@
 """From scores and labels to estimates: every membership attack, its control, and the strongest of them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
 
 from sordino import stats
 from sordino.attacks.base import Attack, check, offered
+from sordino.audit.identified import Identified, identify
 from sordino.records import Example
 from sordino.results import Attempt, AuditPlan, Curve, Estimate
 from sordino.signals import Scores, Signals
@@ -23,26 +24,31 @@ def estimate(interval: stats.Interval) -> Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """Whose membership is judged: a label and a coin group a record, and which half a coin is in.
+    """Whose membership is judged: a label and a coin group a record, and what a coin is used for.
 
-    `calibration` marks the half of the coins on which thresholds and the strongest attack are chosen.
+    `calibration` marks the half of the non-members that sets the thresholds of each attack's own figures.
+    The headline needs three parts: coins that `choose` the strongest attack, non-members that
+    `calibrate` it, and all others, on which it is reported.
     """
 
     member: np.ndarray
     group: np.ndarray
     calibration: np.ndarray
+    choose: np.ndarray
+    calibrate: np.ndarray
 
     @classmethod
     def of(cls, examples: Sequence[Example], seed: int) -> "Evidence":
-        """The evidence that candidates give, halved by `seed`."""
+        """The evidence that candidates give, split by `seed`."""
         member = np.array([e.included for e in examples], dtype=bool)
         _, group = np.unique([e.group for e in examples], return_inverse=True)
-        halves = stats.calibration_split(member, group, seed) | stats.calibration_split(~member, group, seed)
-        return cls(member=member, group=group, calibration=halves)
+        half = stats.calibration_split(member, group, seed)
+        choose, calibrate = stats.three_way_split(member, group, seed)
+        return cls(member=member, group=group, calibration=half, choose=choose, calibrate=calibrate)
 
     def take(self, keep: np.ndarray) -> "Evidence":
         """The evidence of some records."""
-        return Evidence(member=self.member[keep], group=self.group[keep], calibration=self.calibration[keep])
+        return Evidence(**{f.name: getattr(self, f.name)[keep] for f in fields(self)})
 
     def coin_scores(self, scores: Scores) -> tuple[np.ndarray, np.ndarray]:
         """One mean score and one label a coin."""
@@ -54,11 +60,13 @@ class Evidence:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """All membership attacks on one run: `scores` (attacks, records) and what they come to.
+    """All membership attacks on one run: `scores` (attacks, records), ids of `records`, and what they come to.
 
-    `control_scores` are those under the untuned model, None where there is none.
+    `control_scores` are those under the untuned model, None where there is none; `identified` is what the
+    strongest attack says of single records.
     """
 
+    records: tuple[str, ...]
     attempts: tuple[Attempt, ...]
     scores: np.ndarray
     control_scores: np.ndarray | None
@@ -66,6 +74,7 @@ class Outcome:
     p_value: float
     strongest: str
     headline: Mapping[str, Estimate]
+    identified: Identified
     unscored: int
 
 
@@ -85,7 +94,7 @@ def evaluate(
     """Run `attacks` on the tuned (`signals`) and the untuned model (`control`) and judge the scores.
 
     The p-value of each attack is adjusted for all (max-T). The strongest attack is the one with the
-    best AUC on the calibration half; the headline is what it does on the other half.
+    best AUC on the coins that choose; the headline is what it does on the others.
     Records that some attack cannot score are left out of all and counted.
     """
     scores = np.stack([score(a, signals) for a in attacks.values()])
@@ -101,14 +110,20 @@ def evaluate(
         for i, attack in enumerate(attacks.values())
     )
     strongest, headline = _strongest(list(attacks), scores, judged, plan)
+    best = scores[list(attacks).index(strongest)]
+    identified = identify(
+        best, judged.member, judged.group, judged.calibrate, ~judged.choose & ~judged.calibrate, plan.confidence
+    )
     return Outcome(
+        records=tuple(r for r, kept in zip(signals.record_ids, keep, strict=True) if kept),
         attempts=attempts,
         scores=scores,
         control_scores=controls,
         evidence=judged,
         p_value=overall,
         strongest=strongest,
-        headline=headline,
+        headline={**headline, **identified.estimates},
+        identified=identified,
         unscored=int((~keep).sum()),
     )
 
@@ -126,9 +141,9 @@ def noted(
 def rates(scores: Scores, evidence: Evidence, plan: AuditPlan) -> dict[str, Estimate]:
     """AUC with its DeLong interval, and TPR and realised FPR at thresholds set on other non-members."""
     found = {"auc": estimate(stats.delong(scores, evidence.member, evidence.group, plan.confidence, scale="logit"))}
-    calibration = evidence.calibration & ~evidence.member
+    held = evidence.calibration
     for fpr in plan.fpr:
-        tpr, realised, _ = stats.tpr_at_fpr(scores, evidence.member, calibration, fpr, evidence.group, plan.confidence)
+        tpr, realised, _ = stats.tpr_at_fpr(scores, evidence.member, held, fpr, evidence.group, plan.confidence)
         found[f"tpr@{fpr:g}fpr"] = estimate(tpr)
         if tpr.value is not None:
             found[f"realised fpr@{fpr:g}fpr"] = estimate(realised)
@@ -136,7 +151,7 @@ def rates(scores: Scores, evidence: Evidence, plan: AuditPlan) -> dict[str, Esti
 
 
 def delta(outcome: Outcome, names: Sequence[str], confidence: float) -> Estimate | None:
-    """The AUC of an attack less its AUC on the untuned model, on the half that did not choose it.
+    """The AUC of an attack less its AUC on the untuned model, on the coins that did not choose it.
 
     Chosen is the best of `names`: attacks that do not themselves compare with the untuned model, on
     which those are at ½ by construction. None where there is no untuned model or no such attack.
@@ -144,10 +159,10 @@ def delta(outcome: Outcome, names: Sequence[str], confidence: float) -> Estimate
     rows = [i for i, attempt in enumerate(outcome.attempts) if attempt.name in names]
     if outcome.control_scores is None or not rows:
         return None
-    evidence, half = outcome.evidence, outcome.evidence.calibration
-    best = max(rows, key=lambda i: stats.auc(outcome.scores[i][half], evidence.member[half]))
-    after, before = (scores[best][~half] for scores in (outcome.scores, outcome.control_scores))
-    other = evidence.take(~half)
+    evidence, choose = outcome.evidence, outcome.evidence.choose
+    best = max(rows, key=lambda i: stats.auc(outcome.scores[i][choose], evidence.member[choose]))
+    after, before = (scores[best][~choose] for scores in (outcome.scores, outcome.control_scores))
+    other = evidence.take(~choose)
     found = estimate(stats.paired_delong(after, before, other.member, other.group, confidence).interval)
     return replace(found, method=f"{outcome.attempts[best].name}, {found.method}")
 
@@ -181,12 +196,19 @@ def _attempt(
 def _strongest(
     names: Sequence[str], scores: np.ndarray, evidence: Evidence, plan: AuditPlan
 ) -> tuple[str, dict[str, Estimate]]:
-    half = evidence.calibration
-    chosen = int(np.argmax([stats.auc(row[half], evidence.member[half]) for row in scores]))
-    # Members of the calibration half chose the attack, so they are not judged; its non-members still
-    # set the threshold, as `tpr_at_fpr` wants.
-    judged = ~(half & evidence.member)
-    headline = rates(scores[chosen][judged], evidence.take(judged), plan)
-    other = evidence.take(~half)
-    auc = stats.delong(scores[chosen][~half], other.member, other.group, plan.confidence, scale="logit")
-    return names[chosen], {**headline, "auc": estimate(auc)}
+    choose = evidence.choose
+    chosen = int(np.argmax([stats.auc(row[choose], evidence.member[choose]) for row in scores]))
+    # Whoever chose the attack is judged by none of its figures and sets none of its thresholds: on its own
+    # choosers the best of many attacks looks better than it is.
+    other = evidence.take(~choose)
+    headline = rates(scores[chosen][~choose], replace(other, calibration=other.calibrate), plan)
+    nonmembers = len(np.unique(evidence.group[~evidence.member]))
+    return names[chosen], {k: _in_thirds(v, nonmembers) for k, v in headline.items()}
+
+
+def _in_thirds(found: Estimate, nonmembers: int) -> Estimate:
+    """The same figure; where not resolvable, with what it takes when a third of the non-members chose the attack."""
+    if found.value is not None or found.needs is None:
+        return found
+    method = found.method.replace("half of them to set", "a third of them to choose the attack and a third to set")
+    return replace(found, n=nonmembers, needs=found.needs // 2 * 3, method=method)

@@ -2,7 +2,7 @@
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -13,14 +13,16 @@ import sordino
 from sordino import stats
 from sordino.attacks.base import Suite, discover
 from sordino.audit.blind import blind_baseline
+from sordino.audit.canaried import Canaried, beside, canaried, memorisation, of_candidates
 from sordino.audit.choosing import Chosen, choose
-from sordino.audit.claimed import claimed
+from sordino.audit.claimed import Claimed, claimed
 from sordino.audit.collecting import Collector, Ticker
 from sordino.audit.datasets import attempts_on_the_set
 from sordino.audit.evaluate import Evidence, Outcome, delta, estimate, evaluate, noted
 from sordino.audit.external import create_external
 from sordino.audit.extracted import Passage, attempt
 from sordino.audit.gates import base_gate, blind_gate, bound_gate, canary_gate, lower_bound, shuffle_gate
+from sordino.audit.identified import IDENTIFIED
 from sordino.audit.inputs import Context, provide
 from sordino.audit.planted import Found, canary_levels, expose
 from sordino.audit.require import check_names, judge, parse
@@ -40,7 +42,7 @@ from sordino.signals import Signals
 
 __all__ = ["audit", "audit_model"]
 
-_HALVES, _SHUFFLES, _BLIND, _REDRAW, _KNOWN, _INPUTS = 11, 12, 13, 14, 15, 16
+_HALVES, _SHUFFLES, _BLIND, _REDRAW, _KNOWN, _INPUTS, _SET = 11, 12, 13, 14, 15, 16, 17
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ def _audit(
     collector = Collector(run, ticker)
     placed = load_split(run.records)
     plan, seeds = _with_requirements(collector.card.plan, require), _Seeds(collector.card.seed)
+    on_canaries, plan = plan.headline == "canaries", of_candidates(plan)
     plan = replace(plan, suite=suite or plan.suite, inputs=inputs or plan.inputs)
     candidates = list(placed.candidates)
     if not candidates:
@@ -133,32 +136,37 @@ def _audit(
     _write_private(run, candidates, outcome, [p for _, passages in pulled for p in passages])
     with context.timed("canaries"):
         found = _exposed(collector, placed, plan)
+        coins = canaried(collector, placed.canaries, plan)
     with context.timed("blind control"):
         texts, shuffles = pair[0].texts, plan.shuffles
         blind = blind_baseline(texts, evidence.member, evidence.group, shuffles=shuffles, seed=seeds(_BLIND))
     bound = lower_bound(outcome, plan)[0] if collector.subject.trained_here else None
     gates = [blind_gate(blind), base_gate(outcome, plan, seeds(_SHUFFLES))]
     if bound is not None:
-        gates.append(shuffle_gate(outcome, plan, seeds(_REDRAW)))
-    claim = claimed(run, candidates, plan)
+        gates.append(shuffle_gate(outcome, plan, seeds(_REDRAW), coins.gains if coins and on_canaries else None))
+    claim = claimed(run, coins.examples if coins and on_canaries else candidates, plan)
     gates.append(canary_gate(found, collector.subject.trained_here, collector.subject.task, claim))
     if bound is not None:
-        gates.append(bound_gate(bound, claim, plan.confidence))
+        gates.append(_bound_gate(bound, coins, claim, plan, on_canaries))
     findings = _findings(collector, outcome, gates, [a for a, _ in pulled])
     findings = replace(
         findings,
         canaries=canary_levels(found, plan.confidence),
+        canary_bound=coins.bound if coins else None,
         claim=claim,
         utility=_utility(collector, placed, plan),
         delta=None
         if collector.subject.trained_here
         else delta(outcome, [n for n, a in chosen.membership.items() if not a.base], plan.confidence),
     )
-    outcome = replace(outcome, attempts=(*outcome.attempts, *attempts_on_the_set(chosen.on_the_set, outcome, plan)))
-    report = _report(collector, outcome, findings, bound, plan)
+    outcome = replace(
+        outcome, attempts=(*outcome.attempts, *attempts_on_the_set(chosen.on_the_set, outcome, plan, seeds(_SET)))
+    )
+    report = _report(collector, outcome, findings, bound, plan, wanted)
     report = replace(
         report,
         untested=(*chosen.left_out, *untested(_kind(collector), chosen.membership, discover("membership"))),
+        memorisation=memorisation(collector, plan.confidence),
         seconds={**report.seconds, **context.seconds, "audit": round(time.monotonic() - started, 2)},
     )
     run.write_audit(report)
@@ -182,6 +190,15 @@ def _kind(collector: Collector) -> Kind:
     if not collector.subject.trained_here:
         return "elsewhere"
     return "classifier" if collector.subject.task == "classification" else "trained"
+
+
+def _bound_gate(
+    bound: Estimate, coins: Canaried | None, claim: Claimed | None, plan: AuditPlan, on_canaries: bool
+) -> Gate:
+    """Gate (e) on the bound that was declared before training, with the other beside it."""
+    if coins is None or not on_canaries:
+        return beside(bound_gate(bound, claim, plan.confidence), coins.bound if coins else None, "audit canaries")
+    return beside(bound_gate(coins.bound, claim, plan.confidence), bound, "the candidates")
 
 
 def _exposed(collector: Collector, placed: Split, plan: AuditPlan) -> list[Found]:
@@ -209,13 +226,14 @@ def _known_metrics(chosen: Chosen, plan: AuditPlan, collector: Collector) -> lis
     rates = ["auc", *(f"tpr@{f:g}fpr" for f in plan.fpr)]
     owners = ["membership", *(f"membership.{n}" for n in chosen.membership)]
     shares = [f"extraction.{n}.{k}" for n in chosen.extraction for k in ("rate", "excess")]
-    known = [f"{o}.{r}" for o in owners for r in rates] + shares
+    known = [f"{o}.{r}" for o in owners for r in rates] + shares + [f"membership.{IDENTIFIED}"]
     if not isinstance(collector.subject, Trained):
         return [*known, "membership.delta_auc"]
     useful, levels = ["accuracy", "loss"], []
     if collector.subject.task == "causal-lm":
         useful = ["perplexity"]
         levels = [f"canaries.exposure@{k}" for k in collector.subject.config.canaries.levels]
+        levels += ["epsilon.canaries"] * bool(collector.subject.config.canaries.audit.count)
     rest = ["epsilon.lower", *(f"utility.{which}{name}" for which in ("", "base_") for name in useful)]
     return [*known, *levels, *rest]
 
@@ -223,7 +241,13 @@ def _known_metrics(chosen: Chosen, plan: AuditPlan, collector: Collector) -> lis
 def _write_private(run: Run, candidates: Sequence[Example], outcome: Outcome, passages: Sequence[Passage]) -> None:
     """Per-record scores and extracted text stay in private/."""
     scores = {a.name: row.tolist() for a, row in zip(outcome.attempts, outcome.scores, strict=True)}
-    rows = {"member": outcome.evidence.member.tolist(), "scores": scores}
+    single = {"p_values": outcome.identified.p_values.tolist(), "called": outcome.identified.called.tolist()}
+    rows = {
+        "records": list(outcome.records),
+        "member": outcome.evidence.member.tolist(),
+        "scores": scores,
+        "identified": {"attack": outcome.strongest, **single},
+    }
     run.write_private("scores.json", encode(rows))
     run.write_private("passages.json", encode(list(passages)))
 
@@ -266,6 +290,8 @@ def _metrics(outcome: Outcome, findings: Findings, bound: Estimate | None) -> di
         found |= {f"extraction.{a.name}.{k}": v for k, v in a.estimates.items()}
     found |= {f"canaries.exposure@{level.repetitions}": level.included for level in findings.canaries}
     found |= {f"utility.{k}": v for k, v in findings.utility.items()}
+    if findings.canary_bound is not None:
+        found["epsilon.canaries"] = findings.canary_bound
     return found | ({"epsilon.lower": bound} if bound is not None else {})
 
 
@@ -291,7 +317,12 @@ def _findings(
 
 
 def _report(
-    collector: Collector, outcome: Outcome, findings: Findings, bound: Estimate | None, plan: AuditPlan
+    collector: Collector,
+    outcome: Outcome,
+    findings: Findings,
+    bound: Estimate | None,
+    plan: AuditPlan,
+    inputs: Collection[str],
 ) -> AuditReport:
     card, evidence, here = collector.card, outcome.evidence, findings.trained_here
     metrics = _metrics(outcome, findings, bound)
@@ -302,7 +333,7 @@ def _report(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         verdict=verdict(findings),
         task=findings.task,
-        threat_model=threat_model(findings, access, collector.subject.has_base),
+        threat_model=threat_model(findings, access, collector.subject.has_base, inputs),
         claims=claims(findings),
         attempts=attempts,
         canaries=tuple(findings.canaries),

@@ -6,6 +6,7 @@ import numpy as np
 
 from sordino import stats
 from sordino.audit.blind import Blind
+from sordino.audit.bounds import from_coins, value_of
 from sordino.audit.claimed import Claimed
 from sordino.audit.evaluate import Outcome
 from sordino.audit.planted import Found
@@ -60,38 +61,22 @@ def base_gate(outcome: Outcome, plan: AuditPlan, seed: int) -> Gate:
     )
 
 
-def _bound(coin_scores: np.ndarray, member: np.ndarray, plan: AuditPlan) -> float:
-    guesses, right = stats.one_run_guesses(coin_scores, member, plan.guess_share)
-    if guesses == 0:
-        return 0.0
-    return stats.epsilon_one_run(len(member), guesses, right, plan.delta, plan.confidence)
-
-
 def lower_bound(outcome: Outcome, plan: AuditPlan) -> tuple[Estimate, int, int]:
-    """ε̂ of the pre-declared attack from one run, with the guesses made and those that were right.
+    """ε̂ of the pre-declared attack from one run, with the guesses made and those that were right."""
+    row = [a.name for a in outcome.attempts].index(plan.headline)
+    return from_coins(*outcome.evidence.coin_scores(outcome.scores[row]), plan)
 
-    Source: Steinke, Nasr and Jagielski 2023, theorem 5.2; the guess budget was fixed before training.
+
+def shuffle_gate(outcome: Outcome, plan: AuditPlan, seed: int, scores: np.ndarray | None = None) -> Gate:
+    """Gate (c): with coins that mean nothing, ε̂ is above 0 no more often than it may be.
+
+    `scores` (m) are those of the coins of the declared bound, where it is not from the candidates.
     """
-    row = [a.name for a in outcome.attempts].index(plan.headline)
-    scores, member = outcome.evidence.coin_scores(outcome.scores[row])
-    guesses, right = stats.one_run_guesses(scores, member, plan.guess_share)
-    value = _bound(scores, member, plan)
-    made = f"{right} of {guesses} guesses right over {len(member)} coins"
-    method = f"one-run lower bound, {made}, δ = {plan.delta:g}"
-    high, coins = stats.UNBOUNDED, len(member)
-    return (
-        Estimate(value=value, low=value, high=high, n=coins, method=method, confidence=plan.confidence),
-        guesses,
-        right,
-    )  # fmt: skip
-
-
-def shuffle_gate(outcome: Outcome, plan: AuditPlan, seed: int) -> Gate:
-    """Gate (c): with coins that mean nothing, ε̂ is above 0 no more often than it may be."""
-    row = [a.name for a in outcome.attempts].index(plan.headline)
-    scores, member = outcome.evidence.coin_scores(outcome.scores[row])
+    if scores is None:
+        row = [a.name for a in outcome.attempts].index(plan.headline)
+        scores, _ = outcome.evidence.coin_scores(outcome.scores[row])
     rng = np.random.default_rng([seed, 7])
-    above = sum(_bound(scores, rng.random(len(member)) < 0.5, plan) > 0 for _ in range(_DRAWS))
+    above = sum(value_of(scores, rng.random(len(scores)) < 0.5, plan) > 0 for _ in range(_DRAWS))
     level = 1 - plan.confidence
     limit = level + 2 * float(np.sqrt(level * plan.confidence / _DRAWS))
     return Gate(

@@ -10,12 +10,11 @@ from sordino.attacks.base import Attack
 from sordino.attacks.spaces import secret_space
 from sordino.audit.collecting import Collector
 from sordino.audit.evaluate import estimate
-from sordino.canaries import Canary
-from sordino.errors import RunError
 from sordino.evidence import digest
 from sordino.results import AuditPlan, CanaryLevel, Estimate, encode
+from sordino.train.planted import read_canaries
 
-__all__ = ["Found", "canary_levels", "expose", "read_canaries"]
+__all__ = ["Found", "canary_levels", "expose"]
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,18 +31,9 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     forwards: int
 
 
-def read_canaries(collector: Collector) -> list[Canary]:
-    """The canaries planted in the run; raises `RunError` where their manifest is missing or damaged."""
-    path = collector.run.private / "canaries.json"
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=list[Canary])
-    except (OSError, msgspec.DecodeError) as error:
-        raise RunError(f"The canaries in {path} are damaged: {error}.", "Restore the file.") from error
-
-
 def expose(collector: Collector, attack: Attack, plan: AuditPlan, examples: dict[str, "object"]) -> list[Found]:
     """The exposure of every canary under the tuned model, computed once and kept in private/."""
-    canaries = read_canaries(collector)
+    canaries = read_canaries(collector.run)
     if not canaries:
         return []
     chosen = [examples[c.id] for c in canaries]

@@ -1,10 +1,11 @@
 """From estimates and gates to a verdict and to claims beside their evidence, in plain words."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from sordino.audit.claimed import Claimed
+from sordino.audit.identified import identified_words
 from sordino.records import unit_words
 from sordino.results import Attempt, CanaryLevel, Claim, Estimate, Gate, Verdict
 
@@ -26,7 +27,8 @@ class Findings:
     """What the verdict is drawn from.
 
     `trained_here` says that Sordino drew the coins, planted canaries and trained; `delta` is the AUC of
-    an attack less its AUC on the untuned model, where there is one; `claim` the differential privacy claimed.
+    an attack less its AUC on the untuned model, where there is one; `claim` the differential privacy claimed;
+    `canary_bound` ε̂ from the audit canaries.
     """
 
     p_value: float
@@ -43,6 +45,7 @@ class Findings:
     delta: Estimate | None = None
     task: Literal["causal-lm", "classification"] = "causal-lm"
     claim: Claimed | None = None
+    canary_bound: Estimate | None = None
 
 
 def _times(share: float) -> str:
@@ -87,9 +90,9 @@ def _canary_words(level: CanaryLevel) -> str:
 
 
 def _leaks(f: Findings) -> list[str]:
-    reasons = []
+    reasons: list[str] = []
     if f.p_value < _LEVEL and f.headline["auc"].low > 0.5:
-        reasons.append(_membership_words(f))
+        reasons += filter(None, (_membership_words(f), identified_words(f.headline)))
     reasons += [_extraction_words(a) for a in f.extraction if a.estimates["excess"].low > 0]
     level = _exposed(f.canaries)
     if level is not None:
@@ -196,6 +199,7 @@ def claims(f: Findings) -> tuple[Claim, ...]:
     """What an owner would like to say, beside what the audit found."""
     auc, void = f.headline["auc"], _void(f)
     told = f"{_membership_words(f)} Adjusted for all attacks, p = {f.p_value:.2g}.{_unit_words(f.unit)}"
+    told = f"{told} {identified_words(f.headline)}".rstrip()
     found = [
         Claim(
             statement="Nobody can tell which records were trained on.",
@@ -270,23 +274,27 @@ def _utility_claim(f: Findings) -> Claim:
     )
 
 
-def threat_model(f: Findings, access: Sequence[str], has_base: bool = True) -> dict[str, str]:
-    """Who attacks, what they see and want, in the terms of the audit."""
+def threat_model(
+    f: Findings, access: Sequence[str], has_base: bool = True, inputs: Collection[str] = ()
+) -> dict[str, str]:
+    """Who attacks, what they see and want, in the terms of the audit; `inputs` is what attacks were given besides."""
     model = "the fine-tuned model" if f.trained_here else "the model in the form named under provenance"
     also = " and also has the public base model" if has_base else ""
     writes = f.task == "causal-lm"
     text = set(access) == {"generated text"}
+    knows = ["the membership of other records"] if "known" in inputs else []
+    knows += ["how the model was trained, and records like its own to train others on"] if "shadows" in inputs else []
+    more = f"; also {' and '.join(knows)}" if knows else ""
+    unseen = "other checkpoints" if {"gradients", "weights"} & set(access) else "gradients or other checkpoints"
     return {
         "Adversary": f"somebody outside who can query {model}{also}",
         "Sees": ", ".join(sorted(set(access))) + (" after beginnings" if text else " of texts") + " of their choice",
-        "Knows": "candidate records, or the beginning of a record; not which ones were trained on"
+        "Knows": f"candidate records, or the beginning of a record; not which ones were trained on{more}"
         if writes
-        else "candidate records with their classes; not which ones were trained on",
+        else "candidate records with their classes; not which ones were trained on" + more,
         "Wants": "to learn whether a record was trained on"
         + (", to get a record out" if writes else "")
         + (", or to recover a secret in it" if writes and f.trained_here else ""),
         "Protected unit": f"one {f.unit}" if unit_words(f.unit) == f.unit else unit_words(f.unit),
-        "Not considered": "access to the training machine, "
-        + ("the run folder, " if f.trained_here else "")
-        + "gradients or other checkpoints",
+        "Not considered": "access to the training machine, " + ("the run folder, " if f.trained_here else "") + unseen,
     }

@@ -172,6 +172,9 @@ def _controls(report: AuditReport) -> str:
     bound = report.metrics.get("epsilon.lower")
     if bound is not None and not text.withheld(report, "epsilon.lower"):
         rows.append((f"Lower bound on ε ({bound.method})", text.figure_text(bound)))
+    coins = report.metrics.get("epsilon.canaries")
+    if coins is not None:
+        rows.append((f"Lower bound on ε from canaries ({coins.method})", text.figure_text(coins)))
     return f"### Controls\n\n{_table(('control', 'outcome'), rows)}" if rows else ""
 
 

@@ -277,7 +277,7 @@ def promise(privacy: Mapping[str, Any]) -> str:
         f"ε = {privacy['epsilon']:.3g} at δ = {privacy['delta']:.2g}, protecting a {privacy['protected unit']} "
         f"({privacy['neighbours']}); {privacy['sampling']}; noise multiplier {privacy['noise multiplier']:.3g}; "
         f"clipping {privacy['clipping']}; {privacy['steps']:,} steps; {privacy['accountant']}"
-        f"{seeded if privacy.get('seeded') else ''}"
+        f"{seeded if privacy.get('seeded') else ''}{''.join(f'; {words}' for words in privacy.get('warnings', ()))}"
     )
 
 

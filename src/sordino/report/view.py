@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sordino.report import plots, text
+from sordino.report.memorisation_plot import memorisation_svg
 from sordino.results import Attempt, AuditReport, CanaryLevel, Estimate, Notice, RunCard
 
 __all__ = [
@@ -192,6 +193,7 @@ def figures(report: AuditReport) -> dict[str, str]:
     strongest = _strongest(report)
     membership = [one for one in report.attempts if one.family == "membership"]
     shown = {"overview": "", "tradeoff": "", "exposure": plots.exposure_svg(report.canaries, key="exposure")}
+    shown["memorisation"] = memorisation_svg(report.memorisation, key="memorisation")
     if not text.withheld(report, "membership.auc"):
         shown["overview"] = plots.overview_svg(membership, key="overview")
     if strongest is not None:
@@ -228,7 +230,8 @@ def provenance(report: AuditReport, card: RunCard) -> list[tuple[str, list[tuple
     plan = asdict(card.plan)
     if not report.trained_here:
         # Of coins and canaries, and there are none.
-        plan = {k: v for k, v in plan.items() if k not in ("headline", "guess_share", "delta", "token_forwards")}
+        ours = ("headline", "bound", "guess_share", "delta", "token_forwards")
+        plan = {k: v for k, v in plan.items() if k not in ours}
     groups: list[tuple[str, Mapping[str, Any]]] = [
         ("Audit", audit | dict(report.provenance)),
         ("Audit plan, fixed before training" if report.trained_here else "Audit plan", plan),

@@ -14,12 +14,13 @@ from sordino.stats.epsilon import (
     one_run_guesses,
     one_run_p_value,
 )
+from sordino.stats.fdp import epsilon_f_dp, f_dp_mu, f_dp_p_value
 from sordino.stats.means import bootstrap, mean_interval, perplexity_interval, ratio_interval
 from sordino.stats.multiplicity import benjamini_hochberg, conformal_p, holm
 from sordino.stats.permutation import max_t
 from sordino.stats.proportions import clopper_pearson, korn_graubard
 from sordino.stats.ranking import PairedDifference, auc, delong, paired_delong, smallest_detectable_auc
-from sordino.stats.thresholds import calibration_split, tpr_at_fpr, tpr_at_fpr_in_sample
+from sordino.stats.thresholds import calibration_split, three_way_split, tpr_at_fpr, tpr_at_fpr_in_sample
 
 __all__ = [
     "UNBOUNDED",
@@ -32,9 +33,12 @@ __all__ = [
     "clopper_pearson",
     "conformal_p",
     "delong",
+    "epsilon_f_dp",
     "epsilon_from_gdp",
     "epsilon_one_run",
     "epsilon_two_sided",
+    "f_dp_mu",
+    "f_dp_p_value",
     "gdp_mu",
     "holm",
     "korn_graubard",
@@ -48,6 +52,7 @@ __all__ = [
     "roc",
     "smallest_detectable_auc",
     "thin",
+    "three_way_split",
     "tpr_at_fpr",
     "tpr_at_fpr_in_sample",
 ]

@@ -21,7 +21,7 @@ from sordino.stats.common import (
 from sordino.stats.curves import operating_points
 from sordino.stats.proportions import clopper_pearson, korn_graubard
 
-__all__ = ["calibration_split", "tpr_at_fpr", "tpr_at_fpr_in_sample"]
+__all__ = ["calibration_split", "three_way_split", "tpr_at_fpr", "tpr_at_fpr_in_sample"]
 
 # A false positive rate is resolved by ten expected false positives on each side of the split.
 RESOLUTION = 10
@@ -54,6 +54,26 @@ def calibration_split(member: ArrayLike, group: ArrayLike | None = None, seed: i
     chosen = np.zeros(groups, dtype=np.bool_)
     chosen[drawn] = True
     return np.asarray(chosen[codes] & ~labels)
+
+
+def three_way_split(member: ArrayLike, group: ArrayLike | None = None, seed: int = 0) -> tuple[Bools, Bools]:
+    """Who chooses an attack, and which non-members set its thresholds; two (n,) booleans, disjoint.
+
+    A third of the groups of either kind choose, at least one; half of the other non-members calibrate.
+    All else is judged. Groups stay whole, drawn from `seed`.
+    """
+    array = np.asarray(member, dtype=np.bool_)
+    labels = check_members(array, array.size)
+    codes, groups = group_codes(group, labels.size)
+    rng = np.random.default_rng([abs(seed), 3])
+    role = np.zeros(groups, dtype=np.int8)
+    for kind in (labels, ~labels):
+        drawn = rng.permutation(np.unique(codes[kind]))
+        first = max(1, drawn.size // 3)
+        role[drawn[:first]] = 1
+        if kind is not labels:
+            role[drawn[first : first + (drawn.size - first) // 2]] = 2
+    return role[codes] == 1, role[codes] == 2
 
 
 def _conformal_threshold(scores: Floats, codes: Ints, fpr: float) -> float:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 import sordino
-from sordino.canaries import Canary, manifest, plant
+from sordino.canaries import AuditCanary, Canary, manifest
 from sordino.config import RunConfig, recorded
 from sordino.errors import RunError
 from sordino.evidence import digest
@@ -24,6 +24,14 @@ from sordino.records.store import save as save_split
 from sordino.results import Notice, RunCard, encode
 from sordino.run import Run, write_folder
 from sordino.serialize import Tokens
+from sordino.train.planted import (
+    AUDIT_CANARIES,
+    new_token_rows,
+    otherwise,
+    planted_tokens,
+    read_audit_canaries,
+)
+from sordino.train.planting import Planting, plant_all
 from sordino.train.progress import Monitor, Progress
 from sordino.train.reading import TOKEN_NOTICES, classes_of, serializer_for, training_tokens
 
@@ -50,6 +58,7 @@ class Prepared:
     unit_kind: str
     fingerprint: str
     notices: tuple[Notice, ...]
+    audit_canaries: tuple[AuditCanary, ...] = ()
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
@@ -67,24 +76,20 @@ def prepare(config: RunConfig) -> Prepared:
     dataset = read(config.data)
     placed = split(dataset, config.split, config.seed)
     notices = [*dataset.notices, *placed.notices]
-    examples: tuple[Example, ...] = ()
-    canaries: tuple[Canary, ...] = ()
+    planting = Planting()
     if config.task == "classification":
         notices += label_notices(placed.examples, str(config.data.label))
         notices.append(Notice(kind="no-canaries", count=0, message=_NO_CANARIES))
-    elif config.canaries.per_level and config.split.candidates:
-        examples, canaries = plant(dataset, config.canaries, config.seed)
-        wanted = config.canaries.per_level * len(config.canaries.levels)
-        if len(canaries) < wanted:
-            room = f"more would crowd out {len(dataset.records)} records"
-            message = f"{len(canaries)} of {wanted} canaries were planted: {room}."
-            notices.append(Notice(kind="canaries", count=wanted - len(canaries), message=message))
+    elif config.split.candidates:
+        planting = plant_all(dataset, placed, config)
+        notices += planting.notices
     return Prepared(
-        split=placed.with_canaries(examples),
-        canaries=canaries,
+        split=placed.with_canaries(planting.examples),
+        canaries=planting.canaries,
         unit_kind=dataset.unit_kind,
         fingerprint=dataset.fingerprint,
         notices=tuple(notices),
+        audit_canaries=planting.audit_canaries,
     )
 
 
@@ -94,6 +99,8 @@ def create(config: RunConfig, prepared: Prepared) -> Run:
     run = Run.create(Path(config.out), config.name, digest(encode(settings)))
     save_split(prepared.split, run.records)
     run.write_private("canaries.json", manifest(prepared.canaries))
+    if prepared.audit_canaries:
+        run.write_private(AUDIT_CANARIES, manifest(prepared.audit_canaries))
     run.write_card(
         RunCard(
             name=run.path.name,
@@ -144,6 +151,7 @@ def train_run(run: Run, *, say: Say = _SILENT, monitor: Monitor = lambda progres
     """
     from sordino.model import save, weights_digest
     from sordino.train.loop import train
+    from sordino.train.monitor import watching
 
     with run.lock():
         run.tidy()
@@ -156,13 +164,15 @@ def train_run(run: Run, *, say: Say = _SILENT, monitor: Monitor = lambda progres
         ready = _ready(run, card, config, say)
         promise: Promise | None = None
         way: dict[str, str] = {}
-        if config.dp is None:
-            tokens = (ready.training, ready.validation)
-            progress = train(run, ready.model, tokens, config.train, seed=config.seed, monitor=monitor)
-            if config.train.stop_loss is not None:
-                say(_stopping(progress, config.train.stop_loss))
-        else:
-            progress, promise, way = _privately(run, ready, config, say, monitor)
+        with new_token_rows(run, ready.model, read_audit_canaries(run)):
+            monitor = watching(run, ready.model, ready.canaries, config.train, monitor)
+            if config.dp is None:
+                tokens = (ready.training, ready.validation)
+                progress = train(run, ready.model, tokens, config.train, seed=config.seed, monitor=monitor)
+                if config.train.stop_loss is not None:
+                    say(_stopping(progress, config.train.stop_loss))
+            else:
+                progress, promise, way = _privately(run, ready, config, say, monitor)
         with write_folder(run.weights) as folder:
             save(ready.model, folder)
         kept = {**promise.keep(progress.clip_norm), **way} if promise else {}
@@ -181,11 +191,13 @@ class _Ready:
     owners: Sequence[int]
     validation: Sequence[Tokens]
     examples: Sequence[Example]
+    canaries: Sequence[Tokens] = ()
 
 
 def _ready(run: Run, card: RunCard, config: RunConfig, say: Say) -> _Ready:
     """Load the model and the records of `run`, and say in its card what was found."""
     from sordino.model import attach, load, pick_device, tokenizer_digest
+    from sordino.model.methods.extra_rows import first_new
     from sordino.train.dropout import with_dropout
     from sordino.train.objective import check_precision
 
@@ -199,7 +211,10 @@ def _ready(run: Run, card: RunCard, config: RunConfig, say: Say) -> _Ready:
     notices = with_dropout(base.module, config.train.dropout) if config.train.dropout is not None else []
     model = attach(base, config.method, config.seed)
     serializer = serializer_for(config, base.tokenizer, model.context, labels)
-    training, owners, found = training_tokens(placed.training, serializer, config.train.goldfish)
+    canaries = read_audit_canaries(run)
+    new = first_new(model.module) if canaries else 0
+    special = otherwise(canaries, serializer, new)
+    training, owners, found = training_tokens(placed.training, serializer, config.train.goldfish, special)
     validation, _, more = training_tokens(placed.validation, serializer)
     for notice in [*notices, *found, *more]:
         say(notice.message)
@@ -224,6 +239,7 @@ def _ready(run: Run, card: RunCard, config: RunConfig, say: Say) -> _Ready:
         owners=owners,
         validation=validation,
         examples=placed.training,
+        canaries=planted_tokens(run, placed.canaries, serializer, new) if config.train.monitor else (),
     )
 
 
@@ -235,12 +251,13 @@ def _privately(
     from sordino.train.objective import private_scale
     from sordino.train.per_sample import at_once, choose
     from sordino.train.private import PrivateSteps
-    from sordino.train.promise import Promise, members_of, plan_for
+    from sordino.train.promise import Promise, members_of, plan_for, uncovered
 
     assert config.dp is not None
     model, members = ready.model, members_of(ready.examples, ready.owners, config.dp.unit)
-    promise = Promise.of(run, ready.card, plan_for(config, len(members)))
-    say(promise.plan.sentence())
+    promise = Promise.of(run, ready.card, plan_for(config, len(members)), uncovered(config.train))
+    for sentence in (promise.plan.sentence(), *promise.entry.warnings):
+        say(sentence)
     way = choose(config, at_once(promise.plan, members, ready.training, config.train.accumulation), model.classes)
     say(f"per-sample gradients: {way}")
     tokens = (ready.training, ready.validation)
@@ -299,7 +316,8 @@ def plan_of(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
     shape = count_parameters(config.model, config.method, classes)
     serializer = serializer_for(config, tokenizer, shape["context"], prepared.labels)
     examples = prepared.split.training
-    tokens, owners, notices = training_tokens(examples, serializer, config.train.goldfish)
+    special = otherwise(prepared.audit_canaries, serializer, len(tokenizer))
+    tokens, owners, notices = training_tokens(examples, serializer, config.train.goldfish, special)
     steps = math.ceil(len(tokens) / config.train.batch_size) * config.train.epochs
     longest = max((len(t) for t in tokens), default=0)
     promised: dict[str, Any] = {}

@@ -91,7 +91,8 @@ class _Trainer:
         """Compute what all adapters share, where that is exact, and say where it is not although it would pay."""
         if self.options.trunk == "off":
             return
-        found = find_trunk(self.adapters.model, [layer.name for layer in self.adapters.layers], training=True)
+        with torch.random.fork_rng():  # where there is dropout, trying draws it
+            found = find_trunk(self.adapters.model, [layer.name for layer in self.adapters.layers], training=True)
         if found is None:
             return
         if isinstance(found, str):

@@ -15,6 +15,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from sordino.config import TrainConfig
 from sordino.errors import TrainingError
 from sordino.model import Model, head_of
+from sordino.model.methods.extra_rows import EXTRA
 from sordino.run import Run, disk_errors
 from sordino.serialize import Tokens
 from sordino.train.checkpoint import latest, load_checkpoint, save_checkpoint, trainable
@@ -117,7 +118,10 @@ class _Trainer:
         self.told = time.monotonic()
 
     def _head(self) -> list[torch.nn.Parameter]:
-        return [] if self.model.classes is not None else list(head_of(self.model.module).parameters())
+        if self.model.classes is not None:
+            return []
+        more = getattr(self.model.module, EXTRA, None)  # rows of new tokens are part of the head
+        return [*head_of(self.model.module).parameters(), *(more.parameters() if more is not None else ())]
 
     def batches(self, start: int) -> Iterator[tuple[int, list[int]]]:
         """Step numbers from `start` on, each with its record indices (under differential privacy: its units)."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from sordino.classifier import Classes
 from sordino.config import RunConfig, TrainConfig
 from sordino.model import pick_device, weightless
+from sordino.model.methods.extra_rows import hang, width_of
 from sordino.train.dropout import set_dropout
 from sordino.train.objective import autocast, check_precision, recomputed
 
@@ -60,7 +61,11 @@ def shape_of(config: RunConfig, classes: Classes | None) -> tuple[Any, Any, int]
         set_dropout(module, config.train.dropout)
     settings = module.config.get_text_config()
     if classes is None:
-        return module, settings, int(settings.vocab_size)
+        audit = config.canaries.audit
+        new = audit.count if audit.design == "new-token" else 0
+        if new:
+            hang(module, torch.empty(new, width_of(module), device="meta"))
+        return module, settings, int(settings.vocab_size) + new
     # Which token is padding changes no size, but without one a decoder takes no batch.
     settings.pad_token_id = module.config.pad_token_id = 0
     return module, settings, len(classes.labels)

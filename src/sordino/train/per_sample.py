@@ -24,6 +24,7 @@ from sordino.dp.plan import DPPlan
 from sordino.errors import DPError
 from sordino.model import head_of, pick_device
 from sordino.model.methods import virtual_tokens
+from sordino.model.methods.extra_rows import EXTRA
 from sordino.records import DataConfig
 from sordino.serialize import Tokens
 from sordino.train.memory import Memory, budget, by_formula, memory_rows, shape_of, silent
@@ -167,7 +168,7 @@ def _losses(module: Any, config: RunConfig, part: AtOnce, classes: Classes | Non
     ids = torch.zeros((rows, part.length), dtype=torch.long)
     wanted = torch.zeros(rows if classes is not None else rows * part.length, dtype=torch.long)
     # Where the head is trained, or virtual tokens are cut off, whole logits are copied to pick from.
-    head = [] if classes is not None else list(head_of(module).parameters())
+    head = [] if classes is not None else [*head_of(module).parameters(), *_more(module)]
     copied = any(p.requires_grad for p in head) or bool(virtual_tokens(config.method))
 
     def losses() -> Tensor:
@@ -183,6 +184,12 @@ def _losses(module: Any, config: RunConfig, part: AtOnce, classes: Classes | Non
         return each.view(rows, -1).sum(1)
 
     return losses
+
+
+def _more(module: nn.Module) -> list[nn.Parameter]:
+    """The rows of new tokens behind the head."""
+    found = getattr(module, EXTRA, None)
+    return [] if found is None else list(found.parameters())
 
 
 def _materialise(module: nn.Module) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from sordino.config import TrainConfig
 from sordino.dp.mechanism import Mechanism
 from sordino.model import Model
+from sordino.model.methods.extra_rows import EXTRA
 from sordino.serialize import Tokens
 from sordino.train.collate import collate
 from sordino.train.objective import Objective
@@ -48,12 +49,16 @@ class PrivateSteps:
 
     def check(self, objective: Objective) -> None:
         """Test the mechanism on this model before it sees a record; raises `DPError` where it would break its word."""
+        more = getattr(self.model.module, EXTRA, None)
 
         def losses_of(ids: Tensor, mask: Tensor) -> Tensor:
             rows = [
-                row[: int(n)]
+                row[: int(n)].copy()
                 for row, n in zip(ids.cpu().numpy().astype(np.int32), mask.sum(dim=1).tolist(), strict=True)
             ]
+            if more is not None:  # canaries end in tokens whose rows are tuned too
+                for row in rows:
+                    row[-1] = more.first + int(row[-1]) % more.rows.out_features
             label = 0 if objective.classifies else None
             made = [Tokens(ids=row, target=np.arange(len(row)) > 0, text="", label=label) for row in rows]
             return objective.rows(collate(made, self.model.tokenizer.pad_token_id, self.model.device))

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from sordino.config import RunConfig
+from sordino.config import RunConfig, TrainConfig
 from sordino.dp.accounting import composed, decode_event, repeated, spend
 from sordino.dp.engine import Mode
 from sordino.dp.mechanism import Mechanism
@@ -24,7 +24,7 @@ from sordino.records.placed import unit_of
 from sordino.results import RunCard
 from sordino.run import Run
 
-__all__ = ["Promise", "earlier", "members_of", "plan_for", "together"]
+__all__ = ["Promise", "earlier", "members_of", "plan_for", "together", "uncovered"]
 
 _SECRET, _JOURNAL, _LEDGER = "dp_secret", "dp_steps", "ledger.json"
 
@@ -36,6 +36,17 @@ def members_of(examples: Sequence[Example], owners: Sequence[int], kind: str) ->
     for place, owner in enumerate(owners):
         found.setdefault(names[owner], []).append(place)
     return list(found.values())
+
+
+def uncovered(train: TrainConfig) -> tuple[str, ...]:
+    """What comes out of such a training beside the weights, and is no part of what is promised."""
+    if train.monitor is None:
+        return ()
+    often = "step" if train.monitor.every == 1 else f"{train.monitor.every} steps"
+    return (
+        f"Canaries were scored every {often}: if anything about the training was changed because of it, the guarantee "
+        "does not cover that choice.",
+    )
 
 
 def plan_for(config: RunConfig, units: int) -> DPPlan:
@@ -54,8 +65,8 @@ class Promise:
     entry: Entry
 
     @classmethod
-    def of(cls, run: Run, card: RunCard, plan: DPPlan) -> "Promise":
-        """The promise of a run that begins, or the one it made when it began.
+    def of(cls, run: Run, card: RunCard, plan: DPPlan, warnings: tuple[str, ...] = ()) -> "Promise":
+        """The promise of a run that begins, or the one it made when it began; `warnings` go to its ledger.
 
         Raises `RunError` where the plan is no longer the one in the ledger, or where the ledger of another
         run beside it is damaged: that is to be known before anything is spent, not after.
@@ -83,6 +94,7 @@ class Promise:
             started=0,
             status="running",
             secret_recorded_seed=plan.settings.seed is not None,
+            warnings=warnings,
         )
         write_ledger(_path(run), [entry])
         return cls(run, plan, entry)
@@ -122,6 +134,7 @@ class Promise:
             "steps": started,
             **({} if clip_norm is None else {"last clip norm": round(clip_norm, 6)}),
             "seeded": self.entry.secret_recorded_seed,
+            **({"warnings": list(self.entry.warnings)} if self.entry.warnings else {}),
             **together(before, self.plan),
         }
 

@@ -1,6 +1,6 @@
 """What a training reads: the classes and the serializer of a run, and the sequences of its records."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sordino.config import RunConfig
@@ -13,13 +13,16 @@ from sordino.train.goldfish import goldfish
 if TYPE_CHECKING:
     from sordino.classifier import Classes
 
-__all__ = ["TOKEN_NOTICES", "classes_of", "serializer_for", "training_tokens"]
+__all__ = ["TOKEN_NOTICES", "Otherwise", "classes_of", "serializer_for", "training_tokens"]
 
 # What is noticed while tokens are made, and what a dry run calls it.
 TOKEN_NOTICES = {
     "truncated": "records truncated", "split": "records split", "no-target": "records with nothing to predict",
     "goldfish": "targets left out",
 }  # fmt: skip
+
+Otherwise = Mapping[str, Callable[[Record], Tokens]]
+_AS_RECORDS: Otherwise = {}
 
 
 def classes_of(config: RunConfig, labels: Sequence[str]) -> "Classes | None":
@@ -42,17 +45,24 @@ def serializer_for(config: RunConfig, tokenizer: Any, context: int, labels: Sequ
 
 
 def training_tokens(
-    examples: Sequence[Example], serializer: Serializer, k: int = 0
+    examples: Sequence[Example], serializer: Serializer, k: int = 0, otherwise: Otherwise = _AS_RECORDS
 ) -> tuple[list[Tokens], list[int], list[Notice]]:
-    """The sequences to train on (k > 0: by the goldfish loss), whose example each is of, and what was noticed."""
+    """The sequences to train on (k > 0: by the goldfish loss), whose example each is of, and what was noticed.
+
+    `otherwise` has, by the id of a record, what makes its tokens where the serializer alone does not.
+    """
     repetitions: list[int] = []
+    made: dict[int, Tokens] = {}
 
     def records() -> Iterator[Record]:
-        for example in examples:
+        for place, example in enumerate(examples):
             repetitions.append(example.repetitions)
+            if example.record.id in otherwise:
+                made[place] = otherwise[example.record.id](example.record)
             yield example.record
 
     encoded, notices = encode_all(records(), serializer, texts=False)
+    encoded = [made.get(place, tokens) for place, tokens in enumerate(encoded)]
     if k:
         encoded, more = goldfish(encoded, k)
         notices += more
