@@ -148,13 +148,15 @@ def _audit(
     gates.append(canary_gate(found, collector.subject.trained_here, collector.subject.task, claim))
     if bound is not None:
         gates.append(_bound_gate(bound, coins, claim, plan, on_canaries))
+    with context.timed("passes"):
+        useful = _utility(collector, placed, plan)
     findings = _findings(collector, outcome, gates, [a for a, _ in pulled])
     findings = replace(
         findings,
         canaries=canary_levels(found, plan.confidence),
         canary_bound=coins.bound if coins else None,
         claim=claim,
-        utility=_utility(collector, placed, plan),
+        utility=useful,
         delta=None
         if collector.subject.trained_here
         else delta(outcome, [n for n, a in chosen.membership.items() if not a.base], plan.confidence),
