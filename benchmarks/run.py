@@ -1,7 +1,7 @@
 """Run the benchmarks and write benchmarks/RESULTS.md with the commands that made each table.
 
-python benchmarks/run.py [NAME ...]     all, or some of: startup, signals, reduction, training, clipping, shadows,
-                                        records, demo
+python benchmarks/run.py [NAME ...]     all, or some of: startup, signals, attacks, suite, reduction, training,
+                                        clipping, shadows, records, demo
 """
 
 import os
@@ -22,6 +22,16 @@ ABOUT = {
     "signals": (
         "## All membership scores at once\n\nThe target: at most 1.15 times the plain passes that cannot be avoided "
         "(tuned, base, lower-cased; logits computed in all) at vocabularies up to 4k, 1.3 times at 50k."
+    ),
+    "attacks": (
+        "## Scoring from a store\n\nThe target: at least 10⁷ tokens a second for each attack that is arithmetic on "
+        "what is kept, on one core. On a machine that does other work at the same time, as this one did, the clock on "
+        "the wall tells of that; CPU time is what an attack takes. Of a classifier's attacks a token is a record."
+    ),
+    "suite": (
+        "## The whole suite at once\n\nAll membership attacks but those on shadow models share their passes, against "
+        "each attack with passes of its own; and the parts of an audit, of which all but statistics, the blind "
+        "control and `compressed` are models at work. Statistics are attacks, intervals and the permutation tests."
     ),
     "reduction": (
         "## What reducing a logit costs\n\nA model of width 128 makes a logit about as cheaply as a few passes over "

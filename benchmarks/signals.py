@@ -18,6 +18,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from sordino.attacks.base import discover
+from sordino.attacks.complexity import compressed_sizes
 from sordino.collect import _BATCH_TOKENS, _batches, _pad, _windows, collect
 from sordino.config import ModelConfig
 from sordino.model import Model, load_tokenizer
@@ -65,15 +66,19 @@ def fused(models: Sequence[Model], views: Sequence[list[Tokens]]) -> dict[str, n
     """A: three fused passes and every score."""
     tuned, base, lower = (collect(m, t) for m, t in zip(models, views, strict=True))
     names, texts = [str(i) for i in range(len(views[0]))], [t.text for t in views[0]]
-    plain = Signals(record_ids=names, texts=texts, statistics=base)
+    sizes = {"compressed": compressed_sizes(texts)}
+    plain = Signals(record_ids=names, texts=texts, statistics=base, measured=sizes)
     signals = Signals(
         record_ids=names,
         texts=texts,
         statistics=tuned,
         base=plain,
         views={"lowercase": Signals(record_ids=names, texts=texts, statistics=lower)},
+        measured=sizes,
     )
-    return {name: attack(signals) for name, attack in discover("membership").items()}
+    # Those that read nothing but statistics and texts.
+    own = {n: a for n, a in discover("membership").items() if a.inputs <= {"compressed"} and "samples" not in a.needs}
+    return {name: attack(signals) for name, attack in own.items() if "causal-lm" in attack.tasks}
 
 
 def plain(models: Sequence[Model], views: Sequence[list[Tokens]]) -> None:

@@ -27,6 +27,12 @@ Scores = Float[np.ndarray, " records"]
 """One number a record; higher = more likely a member; NaN = the record has nothing to score."""
 
 
+def _floats(values: np.ndarray) -> np.ndarray:
+    """`values` in a row, as they are where they are float32 or float64, else in float64."""
+    kept = values.dtype in (np.float32, np.float64)
+    return np.ascontiguousarray(values, dtype=values.dtype if kept else np.float64)
+
+
 @dataclass(frozen=True)
 class Ragged:
     """`values` (N) of all records in a row; record i has `values[offsets[i]:offsets[i + 1]]`.
@@ -53,7 +59,7 @@ class Ragged:
         full = self.counts > 0
         # Empty records are left out: reduceat would give them their neighbour's first value.
         if full.any():
-            sums[full] = np.add.reduceat(np.asarray(self.values, np.float64), self.offsets[:-1][full])
+            sums[full] = np.add.reduceat(self.values, self.offsets[:-1][full], dtype=np.float64)
         return sums
 
     def mean(self) -> Scores:
@@ -63,13 +69,26 @@ class Ragged:
 
     def lowest_mean(self, share: float) -> Scores:
         """The mean of each record's lowest `max(1, ⌊share·n⌋)` values; NaN where there are none."""
-        order = np.lexsort((self.values, self.rows))
-        position = np.arange(len(self.values)) - np.repeat(self.offsets[:-1], self.counts)
+        from sordino.ragged import lowest_sums  # Numba is loaded where it is needed
+
+        counts = self.counts
         # 1e-9: 0.1 · 30 is 3.0000000000000004 below or 2.9999999999999996 above; both mean 3.
-        keep = np.maximum(1, np.floor(share * self.counts + 1e-9).astype(np.int64))
-        chosen = np.where(position < np.repeat(keep, self.counts), np.asarray(self.values, np.float64)[order], 0.0)
-        sums = Ragged(chosen, self.offsets).sum()
-        return np.where(self.counts > 0, sums / np.minimum(keep, np.maximum(self.counts, 1)), np.nan)
+        keep = np.clip(np.floor(share * counts + 1e-9).astype(np.int64), 1, np.maximum(counts, 1))
+        sums = np.empty(len(counts))
+        lowest_sums(_floats(self.values), np.ascontiguousarray(self.offsets), keep, sums)
+        return np.where(counts > 0, sums / keep, np.nan)
+
+    def window_wins(self, sizes: Sequence[int], least: float = 0.0) -> Scores:
+        """The share of windows of values that sum to more than `least`, averaged over the window `sizes`.
+
+        A window longer than the record is cut to it. NaN where there are no values.
+        """
+        from sordino.ragged import window_wins
+
+        shares = np.empty(len(self.offsets) - 1)
+        values = np.ascontiguousarray(self.values, dtype=np.float64)
+        window_wins(values, np.ascontiguousarray(self.offsets), np.array(sizes, dtype=np.int64), least, shares)
+        return shares
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sordino.attacks.base import Attack, check, offered
+from sordino.attacks.complexity import compressed_sizes
 from sordino.signals import STATISTICS, Generated, Known, Ragged, Shadows, Signals, Statistics
 from sordino.stats import auc
 
@@ -141,11 +142,13 @@ def synthetic(gain: float, seed: int = 0, lengths=None, *, known: bool = True) -
     signals = Signals(
         record_ids=names, texts=texts, statistics=made, base=reference, views=views, generated=after, **extra
     )
+    sizes = {"compressed": compressed_sizes(texts)}
     signals, reference = (
         replace(
             s,
             measured={
                 **combined(s),
+                **sizes,
                 **of_weights(s),
                 **similarity(s, reference),
                 **rejected(s, moved, seed),

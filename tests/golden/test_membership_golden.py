@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from sordino.attacks.base import find
+from sordino.attacks.complexity import compressed_sizes
 from sordino.attacks.extraction.exposure import Exposure, search
 from sordino.reduction import token_statistics
 from sordino.signals import Signals, Statistics
@@ -61,7 +62,9 @@ def unpadded(rows, dtype):
 
 def signals_of(dtype, target=None):
     def bare(rows):
-        return Signals(record_ids=("0", "1", "2"), texts=tuple(INPUTS["texts"]), statistics=statistics(rows))
+        texts = tuple(INPUTS["texts"])
+        seen = {"compressed": compressed_sizes(texts)}
+        return Signals(record_ids=("0", "1", "2"), texts=texts, statistics=statistics(rows), measured=seen)
 
     made = bare(target or batch(INPUTS["target_logits"], dtype))
     views = {"lowercase": bare(unpadded(INPUTS["lowercase_rows"], dtype))}

@@ -2,16 +2,21 @@
 
 import json
 import shutil
+import time
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from sordino.attacks.complexity import compressed_sizes
 from sordino.audit.collecting import Collector
+from sordino.audit.inputs import Context, compressed
 from sordino.config import load
 from sordino.errors import RunError
 from sordino.model import save
 from sordino.records.store import load as load_split
+from sordino.results import AuditPlan
 from sordino.run import Run
 from sordino.serialize import lowercase
 from sordino.train.flow import create, prepare, train_run
@@ -199,3 +204,30 @@ def test_what_cannot_be_trusted_is_computed_again(pair, spoil):
     assert collector.forwards == 4
     assert np.isfinite(control.logprob.values).all()
     assert not any("from" in json.loads((p / "manifest.json").read_text()) for p in base_of(second))
+
+
+def test_texts_are_compressed_once_ever_and_alike_for_both_models(run, monkeypatch):
+    collector, tuned, control = signals(run)
+    examples = [e for e in load_split(run.records).examples if e.role == "candidate"]
+
+    def give():
+        context = Context(collector=collector, examples=examples, known=[], plan=AuditPlan(), seed=0)
+        return compressed.give(context, (tuned, control))
+
+    first, second = give()
+    expected = [len(zlib.compress(text.encode())) for text in tuned.texts]
+    assert first.measured["compressed"].tolist() == second.measured["compressed"].tolist() == expected
+    assert first.base.measured["compressed"].tolist() == expected
+    monkeypatch.setattr(compressed, "compressed_sizes", lambda texts: pytest.fail("compressed again"))
+    assert give()[0].measured["compressed"].tolist() == expected
+    monkeypatch.setattr(compressed, "compressed_sizes", lambda texts: compressed_sizes(texts) + 1)
+    monkeypatch.setattr(zlib, "ZLIB_RUNTIME_VERSION", "another")
+    assert give()[0].measured["compressed"].tolist() == [size + 1 for size in expected]
+
+
+def test_the_seconds_of_one_thing_done_twice_are_added(run):
+    context = Context(collector=Collector(run), examples=[], known=[], plan=AuditPlan(), seed=0)
+    for _ in range(2):
+        with context.timed("waiting"):
+            time.sleep(0.02)
+    assert 0.04 <= context.seconds["waiting"] < 2

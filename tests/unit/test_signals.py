@@ -70,6 +70,46 @@ def test_float32_values_are_summed_in_float64():
     assert ragged([values], np.float32).lowest_mean(1.0).tolist() == [1 / 3]
 
 
+@pytest.mark.parametrize("order", ["rising", "falling", "drawn", "tied"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32])
+def test_the_lowest_are_those_of_a_sort_in_any_order_and_type(order, dtype):
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(-500, 500, n) for n in (1, 2, 3, 5, 64, 333, 1000)]
+    arranged = {
+        "rising": np.sort,
+        "falling": lambda r: np.sort(r)[::-1],
+        "drawn": lambda r: r,
+        "tied": lambda r: r // 200,
+    }
+    rows = [arranged[order](row) for row in rows]
+    for share in (0.001, 0.2, 0.5, 0.99, 1.0):
+        # Sums of whole numbers are exact, so nothing need be close to anything.
+        expected = [np.sort(r)[: max(1, int(share * len(r) + 1e-9))].astype(float).mean() for r in rows]
+        assert ragged(rows, dtype).lowest_mean(share).tolist() == expected
+
+
+def test_a_value_that_is_no_number_is_the_highest():
+    rows = [[np.nan, 2.0, 1.0, np.nan, 3.0], [np.nan], [1.0, np.nan]]
+    np.testing.assert_array_equal(ragged(rows).lowest_mean(0.4), [1.5, np.nan, 1.0])
+    np.testing.assert_array_equal(ragged(rows).lowest_mean(0.6), [2.0, np.nan, 1.0])
+    np.testing.assert_array_equal(ragged(rows).lowest_mean(1.0), [np.nan, np.nan, np.nan])
+
+
+def test_values_are_read_wherever_they_lie_and_never_written():
+    values = np.arange(20, dtype=np.float32)[::-2]
+    values.flags.writeable = False
+    made = Ragged(values, np.array([0, 4, 10]))
+    assert made.lowest_mean(0.5).tolist() == [14.0, 3.0]
+    assert made.window_wins((2,), 14.0).tolist() == [1.0, 2 / 5]
+    assert values.tolist() == list(range(19, 0, -2))
+
+
+def test_windows_are_cut_to_the_record_and_must_exceed_the_least():
+    made = ragged([[1.0, -1.0, 2.0], [], [-1.0], [0.5]])
+    np.testing.assert_array_equal(made.window_wins((1, 2), 0.0), [(2 / 3 + 1 / 2) / 2, np.nan, 0.0, 1.0])
+    np.testing.assert_array_equal(made.window_wins((9,), 1.9), [1.0, np.nan, 0.0, 0.0])
+
+
 def test_select_takes_records_in_the_order_given():
     whole = statistics([3, 0, 5, 1])
     chosen = whole.select([2, 1, 0, 2])

@@ -124,15 +124,22 @@ def _audit(
 
     views = {name: view for attack in chosen.membership.values() for name, view in attack.views.items()}
     wanted = {name for attack in chosen.membership.values() for name in attack.inputs}
-    pair = provide(wanted, context, collector.signals(candidates, views))
+    with context.timed("passes"):
+        own = collector.signals(candidates, views)
+    pair = provide(wanted, context, own)
     evidence = Evidence.of(candidates, seeds(_HALVES))
-    outcome = evaluate(chosen.scoring, *pair, evidence, plan, seeds(_SHUFFLES))
+    with context.timed("statistics"):
+        outcome = evaluate(chosen.scoring, *pair, evidence, plan, seeds(_SHUFFLES))
     outcome = replace(outcome, attempts=noted(outcome.attempts, chosen.scoring, context.notes))
-    pulled = [attempt(a, collector, candidates, pair, evidence, plan) for a in windowed.values()]
+    with context.timed("extraction"):
+        pulled = [attempt(a, collector, candidates, pair, evidence, plan) for a in windowed.values()]
     _write_private(run, candidates, outcome, [p for _, passages in pulled for p in passages])
-    found = _exposed(collector, placed, plan)
-    coins = canaried(collector, placed.canaries, plan)
-    blind = blind_baseline(pair[0].texts, evidence.member, evidence.group, shuffles=plan.shuffles, seed=seeds(_BLIND))
+    with context.timed("canaries"):
+        found = _exposed(collector, placed, plan)
+        coins = canaried(collector, placed.canaries, plan)
+    with context.timed("blind control"):
+        texts, shuffles = pair[0].texts, plan.shuffles
+        blind = blind_baseline(texts, evidence.member, evidence.group, shuffles=shuffles, seed=seeds(_BLIND))
     bound = lower_bound(outcome, plan)[0] if collector.subject.trained_here else None
     gates = [blind_gate(blind), base_gate(outcome, plan, seeds(_SHUFFLES))]
     if bound is not None:
@@ -141,13 +148,15 @@ def _audit(
     gates.append(canary_gate(found, collector.subject.trained_here, collector.subject.task, claim))
     if bound is not None:
         gates.append(_bound_gate(bound, coins, claim, plan, on_canaries))
+    with context.timed("passes"):
+        useful = _utility(collector, placed, plan)
     findings = _findings(collector, outcome, gates, [a for a, _ in pulled])
     findings = replace(
         findings,
         canaries=canary_levels(found, plan.confidence),
         canary_bound=coins.bound if coins else None,
         claim=claim,
-        utility=_utility(collector, placed, plan),
+        utility=useful,
         delta=None
         if collector.subject.trained_here
         else delta(outcome, [n for n, a in chosen.membership.items() if not a.base], plan.confidence),

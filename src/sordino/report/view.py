@@ -235,7 +235,7 @@ def provenance(report: AuditReport, card: RunCard) -> list[tuple[str, list[tuple
     groups: list[tuple[str, Mapping[str, Any]]] = [
         ("Audit", audit | dict(report.provenance)),
         ("Audit plan, fixed before training" if report.trained_here else "Audit plan", plan),
-        ("Seconds", {name: f"{seconds:,.1f}" for name, seconds in report.seconds.items()}),
+        ("Seconds", {name: _spent(report, name) for name in report.seconds}),
         ("Run", run),
         ("Differential privacy", card.privacy),
         ("Configuration", _without_seeds(card.config)),
@@ -245,6 +245,13 @@ def provenance(report: AuditReport, card: RunCard) -> list[tuple[str, list[tuple
         ("Environment", card.environment),
     ]
     return [(name, text.flatten(values)) for name, values in groups if values]
+
+
+def _spent(report: AuditReport, name: str) -> str:
+    """The seconds that `name` took and, of a part of the audit, its share."""
+    seconds, audit = report.seconds[name], report.seconds.get("audit", 0.0)
+    part = name not in ("training", "audit") and audit > 0
+    return f"{seconds:,.1f} ({seconds / audit:.0%} of the audit)" if part else f"{seconds:,.1f}"
 
 
 def _without_seeds(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,12 +16,11 @@ def error_zone(signals: Signals, *, drop_first: bool = False, epsilon: float = 1
     the reference code does. A record without errors has P = N = 0 and scores 1: neither way.
     """
     s = signals.statistics
-    shift = np.asarray(s.logprob, np.float64) - signals.reference.statistics.logprob
-    wrong = np.asarray(s.rank) > 0
+    shift = np.subtract(s.logprob, signals.reference.statistics.logprob, dtype=np.float64)
+    shift[np.asarray(s.rank) <= 0] = 0.0
     if drop_first:
-        wrong = wrong.copy()
-        wrong[s.offsets[:-1][np.diff(s.offsets) > 0]] = False
-    rises = Ragged(np.where(wrong, np.maximum(shift, 0), 0.0), s.offsets).sum()
-    falls = Ragged(np.where(wrong, np.maximum(-shift, 0), 0.0), s.offsets).sum()
+        shift[s.offsets[:-1][np.diff(s.offsets) > 0]] = 0.0
+    rises = Ragged(np.maximum(shift, 0), s.offsets).sum()
+    falls = Ragged(np.maximum(np.negative(shift, out=shift), 0, out=shift), s.offsets).sum()
     scores = (rises + epsilon) / (falls + epsilon)
     return np.where(np.diff(s.offsets) > 0, scores, np.nan)

@@ -14,6 +14,7 @@ def min_k_plus_plus(signals: Signals, *, k: float = 0.2) -> Scores:
     """
     s = signals.statistics
     # σ is 0 only where one token has all the probability; then ln p − μ is 0 for it as well.
-    sigma = np.sqrt(np.maximum(np.asarray(s.variance, np.float64), 1e-12))
-    z = (np.asarray(s.logprob, np.float64) - s.mean) / sigma
+    sigma = np.maximum(s.variance, 1e-12, dtype=np.float64)
+    z = np.subtract(s.logprob, s.mean, dtype=np.float64)
+    z /= np.sqrt(sigma, out=sigma)
     return Ragged(z, s.offsets).lowest_mean(k)

@@ -15,7 +15,7 @@ def user_inference(signals: Signals) -> Scores:
     Every record bears the score of its unit. The documents need not be those that were trained on.
     """
     s = signals.statistics
-    shift = np.asarray(s.logprob, np.float64) - signals.reference.statistics.logprob
+    shift = np.subtract(s.logprob, signals.reference.statistics.logprob, dtype=np.float64)
     rows = Ragged(shift, s.offsets)
     told = rows.counts > 0
     _, unit = np.unique(np.asarray(signals.units), return_inverse=True)

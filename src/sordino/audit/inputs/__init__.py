@@ -7,7 +7,6 @@ input added; what it computes it keeps in the run's store, so that a second audi
 
 import importlib
 import pkgutil
-import time
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -41,9 +40,8 @@ def lacking(wanted: Iterable[str], context: Context) -> str:
 def provide(wanted: Iterable[str], context: Context, pair: Pair) -> Pair:
     """`pair` with the inputs `wanted`; what the adversary knows comes first, as others build on it."""
     for name in sorted(wanted, key=lambda n: (n != "known", n)):
-        started = time.monotonic()
-        pair = _module(name).give(context, pair)
-        context.seconds[f"input {name}"] = round(time.monotonic() - started, 2)
+        with context.timed(f"input {name}"):
+            pair = _module(name).give(context, pair)
     return pair
 
 

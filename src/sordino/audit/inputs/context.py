@@ -1,6 +1,8 @@
 """What an input of attacks is made from."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from sordino.audit.collecting import Collector
@@ -45,6 +47,13 @@ class Context:
     def nonmembers(self) -> list[Example]:
         """Known records that were not."""
         return [e for e in self.known if not e.included]
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add the seconds that what is done inside takes to those of `name`."""
+        started = time.monotonic()
+        yield
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - started, 2)
 
     def say(self, name: str, text: str) -> None:
         """Have `text` stand, once, beside the results of attacks on the input `name`."""
