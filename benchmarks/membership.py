@@ -51,15 +51,17 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 }
 # Tuned without attacks on seed 100: rates at which the validation loss falls for all the epochs.
 RATES = {"full": "4e-3", "lora": "4e-3", "prefix": "5e-2", "bitfit": "2e-2"}
-EPOCHS = {"tofu": 3, "presidio": 6, "mts": 6, "authors": 3}
+# So many that there is something to find, and not so many that everything is found.
+EPOCHS = {"full": 3, "lora": 5, "prefix": 6, "bitfit": 6}
+LONGER = {"presidio": 2, "mts": 2}  # small data sets are gone through more often
 COMMON = (
     "--split.candidates", "0.85", "--split.validation", "0.1", "--train.max_length", "64", "--train.batch_size", "16",
     "--train.checkpoint_every", "1000", "--audit.fpr", "[0.1, 0.01]", "--canaries.per_level", "0",
     "--audit.prefix_tokens", "24", "--audit.suffix_tokens", "12",
-    "--audit.inputs.known", "200",
+    "--audit.inputs.known", "200", "--audit.inputs.samples", "2",
 )  # fmt: skip
 # Trained together, shadows cost little; one after the other they cost K trainings.
-SHADOWS = {"lora": 16, "full": 8, "prefix": 8, "bitfit": 8}
+SHADOWS = {"lora": 8, "full": 8, "prefix": 4, "bitfit": 4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +75,8 @@ class Cell:
     @property
     def keys(self) -> tuple[str, ...]:
         """The keys given to `sordino train`, without paths of this machine."""
-        how = ("--train.learning_rate", RATES[self.method], "--train.epochs", str(EPOCHS[self.data]))
+        epochs = EPOCHS[self.method] * LONGER.get(self.data, 1)
+        how = ("--train.learning_rate", RATES[self.method], "--train.epochs", str(epochs))
         shadows = ("--audit.inputs.shadows", str(SHADOWS[self.method]))
         return (*SETS[self.data][1], *COMMON, *METHODS[self.method], *how, *shadows, "--seed", str(self.seed))
 
