@@ -24,6 +24,7 @@ from sordino.audit.reporting import findings_of, known_metrics, report_of
 from sordino.audit.require import check_names, parse
 from sordino.audit.settings import load_external
 from sordino.audit.untested import Kind, untested
+from sordino.audit.utility import utility
 from sordino.audit.written import Written
 from sordino.errors import AuditError
 from sordino.records import Example, Split
