@@ -73,6 +73,7 @@ def findings_of(
         unit=str(collector.card.data["unit"]),
         trained_here=collector.subject.trained_here,
         task=collector.subject.task,
+        by_unit=any(a.level == "unit" for a in outcome.attempts if a.name == outcome.strongest),
     )
 
 

@@ -12,6 +12,7 @@ from sordino.report.memorisation_plot import memorisation_svg
 from sordino.results import Attempt, AuditReport, CanaryLevel, Estimate, Notice, RunCard
 
 __all__ = [
+    "MANY",
     "Card",
     "Row",
     "cards",
@@ -55,9 +56,21 @@ class Card:
     hidden: int
 
 
+MANY = 12
+"""So many attacks that all but the strongest are folded."""
+
+
 def cards(report: AuditReport) -> list[Card]:
-    """Collect what the page shows of every attack, in the report's order."""
-    return [_card(report, attempt, position) for position, attempt in enumerate(report.attempts, start=1)]
+    """Collect what the page shows of every attack: in the report's order, where there are many the best first."""
+    made = [_card(report, attempt, position) for position, attempt in enumerate(report.attempts, start=1)]
+    return sorted(made, key=partial(_rank, report)) if len(made) > MANY else made
+
+
+def _rank(report: AuditReport, card: Card) -> tuple[bool, bool, float]:
+    """Order the strongest membership attack first, the others by AUC, then all other attacks."""
+    attempt = card.attempt
+    area = attempt.estimates["auc"].value if "auc" in attempt.estimates else None
+    return attempt.family != "membership", attempt.name != report.strongest, -(area or 0.0)
 
 
 def _card(report: AuditReport, attempt: Attempt, position: int) -> Card:
