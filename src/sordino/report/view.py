@@ -5,6 +5,7 @@ Everything here is plain text or an SVG of our own; what an invalid split withho
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from sordino.report import plots, text
@@ -25,6 +26,10 @@ __all__ = [
     "ranking",
     "tradeoff",
 ]
+
+
+MANY = 12
+"""So many attacks that all but the strongest are folded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +59,6 @@ class Card:
     parameters: tuple[tuple[str, str], ...]
     methods: tuple[str, ...]
     hidden: int
-
-
-MANY = 12
-"""So many attacks that all but the strongest are folded."""
 
 
 def cards(report: AuditReport) -> list[Card]:
