@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binomtest
 
 from sordino.audit.flow import audit
-from sordino.config import load
+from sordino.config import DPConfig, load
 from sordino.errors import AuditError
 from sordino.records.store import load as load_split
 from sordino.results import InputPlan
@@ -144,3 +144,21 @@ def test_what_cannot_be_made_is_refused_by_name(target):
         audit(target, attacks=["lira"], inputs=InputPlan(shadows=1))
     with pytest.raises(AuditError, match="at least 20 records known not to be trained on, not 3"):
         audit(target, attacks=["rmia"], inputs=InputPlan(known=3))
+
+
+def test_shadows_of_a_private_run_are_private(target):
+    config = load(values=dict(target.card.config), environment={})
+    if config.method.kind == "full":
+        pytest.skip("a queue trains private shadows as any private run is trained")
+    split, tokens = tokens_of(target)
+    private = dataclasses.replace(config, dp=DPConfig(noise_multiplier=1.0, unit="record"))
+    assert together(private)
+    gaps = []
+    for settings in (config, private):
+        plan = ShadowPlan(count=4, kind="same", seed=9)
+        made = train_shadows(target, settings, split, tokens, plan, SILENT)
+        assert np.isfinite(made.nll).all()
+        gaps.append(made.nll[~made.included].mean() - made.nll[made.included].mean())
+    # Records are remembered without noise, and hardly with it.
+    assert gaps[0] > 0.05
+    assert gaps[1] < gaps[0] / 4
