@@ -29,8 +29,8 @@ FEWEST = 10
 _DEFINITION = "prompted/1"
 # Tokens written beyond those of the true remainder, and tokens by which a cut text may be longer than it was whole.
 _MORE, _SLACK = 8, 4
-# Prompts between two words on progress.
-_PIECE = 8
+# Prompts whose records are decoded together, those of one length in a batch; between pieces progress is told.
+_PIECE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
