@@ -222,11 +222,14 @@ def audit(  # noqa: PLR0913 - each is an option of its own
         "api_key_env": api_key_env, "out": out,
     }  # fmt: skip
     given = {name: value for name, value in options.items() if value is not None}
+    prompts = {name: n for name, n in (("shots", shots), ("trials", trials)) if n is not None}
     if plan:
-        _alone("--plan", [*run, *(f"--{name}" for name in given), *require, *attack])
+        _alone(
+            "--plan",
+            [*(["--in-context"] if in_context else []), *run, *(f"--{name}" for name in given), *require, *attack],
+        )
         return run_plan(figures_given, json)
     _alone("a run or a model", [f"--{name}" for name in figures_given], "They go with --plan.")
-    prompts = {name: n for name, n in (("shots", shots), ("trials", trials)) if n is not None}
     if in_context:
         _alone("--in-context", [*(["--suite"] if suite else []), *require, *attack], "They are for audits of training.")
         return run_in_context(run, given, prompts, json)

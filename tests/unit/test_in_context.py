@@ -215,6 +215,7 @@ def test_a_model_from_elsewhere_is_asked_about_its_non_members(run, tmp_path, ca
     ("words", "said"),
     [
         (["--suite", "full", "--in-context"], "--suite cannot be given for --in-context"),
+        (["--plan", "--in-context"], "--in-context cannot be given for --plan"),
         (["--shots", "2"], "--shots cannot be given for an audit of training"),
         (["--in-context", "--model", "m", "--endpoint", "http://127.0.0.1:9/v1"], "is a server"),
         (["nowhere", "--in-context"], "There is no run at nowhere"),
