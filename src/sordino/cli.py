@@ -226,7 +226,14 @@ def audit(  # noqa: PLR0913 - each is an option of its own
     if plan:
         _alone(
             "--plan",
-            [*(["--in-context"] if in_context else []), *run, *(f"--{name}" for name in given), *require, *attack],
+            [
+                *(["--in-context"] if in_context else []),
+                *(f"--{n}" for n in prompts),
+                *run,
+                *(f"--{name}" for name in given),
+                *require,
+                *attack,
+            ],
         )
         return run_plan(figures_given, json)
     _alone("a run or a model", [f"--{name}" for name in figures_given], "They go with --plan.")
