@@ -208,7 +208,7 @@ def audit(  # noqa: PLR0913 - each is an option of its own
         With --in-context: prompts, at most; by default 200.
 
     """
-    from sordino.commands import run_audit, run_audit_elsewhere, run_in_context, run_list, run_plan
+    from sordino.auditing import run_audit, run_audit_elsewhere, run_in_context, run_list, run_plan
 
     if list_attacks:
         return run_list(json)
