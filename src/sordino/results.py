@@ -172,7 +172,8 @@ class Attempt:
     """One attack carried out: what it is, what it found, and the same on the untuned base.
 
     Keys of `estimates` and `control` are metric names such as `auc` or `tpr@0.01fpr`;
-    `p_value` is adjusted for all attacks tried (max-T); `records` and `coins` count the evidence.
+    `p_value` is adjusted for all attacks tried (max-T); `records` and `coins` count the evidence; `level` says
+    whether a score is one of a record, of a whole unit, or tests the whole data set.
     """
 
     name: str
@@ -189,6 +190,7 @@ class Attempt:
     roc: Curve | None = None
     control_roc: Curve | None = None
     notes: tuple[str, ...] = ()
+    level: Literal["record", "unit", "dataset"] = "record"
 
 
 @dataclass(frozen=True, kw_only=True)

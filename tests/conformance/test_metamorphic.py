@@ -112,6 +112,8 @@ def test_the_same_text_has_the_same_score(run, first, name):
     from sordino.records.store import load as load_split
 
     found, _ = scored(first, name)
+    if ATTACKS[name].level == "unit":
+        pytest.skip("scores units, and these texts belong to two")
     texts: dict[str, list[int]] = {}
     for place, example in enumerate(load_split(run.records).candidates):
         texts.setdefault(example.record.messages[0].content, []).append(place)
@@ -127,7 +129,9 @@ def test_swapped_labels_turn_the_auc_around_and_intervals_hold_the_estimate(firs
     assert auc(found, ~member) == pytest.approx(1 - auc(found, member), abs=1e-12)
     interval = delong(found, member, scale="logit")
     assert interval.low <= interval.value <= interval.high
-    resampled = bootstrap(np.arange(len(found)), lambda i: auc(found[i.astype(int)], member[i.astype(int)]), draws=200)
+    resampled = bootstrap(
+        np.arange(len(found)), lambda i: auc(found[i.astype(int)], member[i.astype(int)]), resamples=199
+    )
     assert resampled.low <= resampled.value <= resampled.high
     assert resampled.value == pytest.approx(auc(found, member), abs=1e-12)
 

@@ -72,5 +72,6 @@ def _attempt(attack: Attack, outcome: Outcome, learned: np.ndarray, plan: AuditP
         coins=len(coins),
         roc=curve(found, other.member),
         control_roc=None if before is None else curve(before, other.member),
+        level=attack.level,
         notes=("One test on the half of the records that the weights were not learned from; not adjusted for others.",),
     )

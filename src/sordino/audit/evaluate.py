@@ -190,6 +190,7 @@ def _attempt(
         coins=len(np.unique(evidence.group)),
         roc=curve(scores, evidence.member),
         control_roc=None if control is None else curve(control, evidence.member),
+        level=attack.level,
     )
 
 

@@ -1,44 +1,38 @@
 """The audit of a trained run, in order: signals, attacks, controls, gates, requirements, verdict."""
 
-import platform
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
-import sordino
-from sordino import stats
 from sordino.attacks.base import Suite, discover
 from sordino.audit.blind import blind_baseline
 from sordino.audit.canaried import Canaried, beside, canaried, memorisation, of_candidates
-from sordino.audit.choosing import Chosen, choose
+from sordino.audit.choosing import choose
 from sordino.audit.claimed import Claimed, claimed
 from sordino.audit.collecting import Collector, Ticker
 from sordino.audit.datasets import attempts_on_the_set
-from sordino.audit.evaluate import Evidence, Outcome, delta, estimate, evaluate, noted
+from sordino.audit.evaluate import Evidence, Outcome, delta, evaluate, noted
 from sordino.audit.external import create_external
 from sordino.audit.extracted import Passage, attempt
 from sordino.audit.gates import base_gate, blind_gate, bound_gate, canary_gate, lower_bound, shuffle_gate
-from sordino.audit.identified import IDENTIFIED
 from sordino.audit.inputs import Context, provide
 from sordino.audit.planted import Found, canary_levels, expose
-from sordino.audit.require import check_names, judge, parse
+from sordino.audit.reporting import findings_of, known_metrics, report_of
+from sordino.audit.require import check_names, parse
 from sordino.audit.settings import load_external
-from sordino.audit.subjects import Trained
 from sordino.audit.untested import Kind, untested
-from sordino.audit.verdict import Findings, claims, threat_model, verdict
+from sordino.audit.utility import utility
 from sordino.audit.written import Written
 from sordino.errors import AuditError
 from sordino.records import Example, Split
 from sordino.records.columns import Rows
 from sordino.records.placed import where
 from sordino.records.store import load as load_split
-from sordino.results import Attempt, AuditPlan, AuditReport, Estimate, Gate, InputPlan, Notice, encode
+from sordino.results import AuditPlan, AuditReport, Estimate, Gate, InputPlan, encode
 from sordino.run import Run
-from sordino.signals import Signals
 
 __all__ = ["audit", "audit_model"]
 
@@ -120,7 +114,7 @@ def _audit(
     )  # fmt: skip
     chosen = choose(names, context)
     windowed = chosen.extraction
-    check_names(plan.require, _known_metrics(chosen, plan, collector))
+    check_names(plan.require, known_metrics(chosen, plan, collector))
 
     views = {name: view for attack in chosen.membership.values() for name, view in attack.views.items()}
     wanted = {name for attack in chosen.membership.values() for name in attack.inputs}
@@ -149,8 +143,8 @@ def _audit(
     if bound is not None:
         gates.append(_bound_gate(bound, coins, claim, plan, on_canaries))
     with context.timed("passes"):
-        useful = _utility(collector, placed, plan)
-    findings = _findings(collector, outcome, gates, [a for a, _ in pulled])
+        useful = utility(collector, placed, plan)
+    findings = findings_of(collector, outcome, gates, [a for a, _ in pulled])
     findings = replace(
         findings,
         canaries=canary_levels(found, plan.confidence),
@@ -164,7 +158,7 @@ def _audit(
     outcome = replace(
         outcome, attempts=(*outcome.attempts, *attempts_on_the_set(chosen.on_the_set, outcome, plan, seeds(_SET)))
     )
-    report = _report(collector, outcome, findings, bound, plan, wanted)
+    report = report_of(collector, outcome, findings, bound, plan, wanted)
     report = replace(
         report,
         untested=(*chosen.left_out, *untested(_kind(collector), chosen.membership, discover("membership"))),
@@ -224,22 +218,6 @@ def _with_requirements(plan: AuditPlan, require: Sequence[str]) -> AuditPlan:
     return replace(plan, require=texts, fpr=tuple(sorted((f for f in fpr if 0 < f < 1), reverse=True)))
 
 
-def _known_metrics(chosen: Chosen, plan: AuditPlan, collector: Collector) -> list[str]:
-    rates = ["auc", *(f"tpr@{f:g}fpr" for f in plan.fpr)]
-    owners = ["membership", *(f"membership.{n}" for n in chosen.membership)]
-    shares = [f"extraction.{n}.{k}" for n in chosen.extraction for k in ("rate", "excess")]
-    known = [f"{o}.{r}" for o in owners for r in rates] + shares + [f"membership.{IDENTIFIED}"]
-    if not isinstance(collector.subject, Trained):
-        return [*known, "membership.delta_auc"]
-    useful, levels = ["accuracy", "loss"], []
-    if collector.subject.task == "causal-lm":
-        useful = ["perplexity"]
-        levels = [f"canaries.exposure@{k}" for k in collector.subject.config.canaries.levels]
-        levels += ["epsilon.canaries"] * bool(collector.subject.config.canaries.audit.count)
-    rest = ["epsilon.lower", *(f"utility.{which}{name}" for which in ("", "base_") for name in useful)]
-    return [*known, *levels, *rest]
-
-
 def _write_private(run: Run, candidates: Sequence[Example], outcome: Outcome, passages: Sequence[Passage]) -> None:
     """Per-record scores and extracted text stay in private/."""
     scores = {a.name: row.tolist() for a, row in zip(outcome.attempts, outcome.scores, strict=True)}
@@ -252,134 +230,3 @@ def _write_private(run: Run, candidates: Sequence[Example], outcome: Outcome, pa
     }
     run.write_private("scores.json", encode(rows))
     run.write_private("passages.json", encode(list(passages)))
-
-
-def _utility(collector: Collector, placed: Split, plan: AuditPlan) -> dict[str, Estimate]:
-    # What is told of a model trained elsewhere about its known non-members is no measure of what it is good for.
-    if not placed.validation or not collector.subject.trained_here:
-        return {}
-    tuned, base = collector.signals(placed.validation, {})
-    assert base is not None  # a run of our own has it
-    _, group = np.unique([e.group for e in placed.validation], return_inverse=True)
-
-    measure = _class_utility if collector.subject.task == "classification" else _language_utility
-    after, before = (measure(signals, group, plan.confidence) for signals in (tuned, base))
-    return after | {f"base_{name}": found for name, found in before.items()}
-
-
-def _language_utility(signals: Signals, group: np.ndarray, confidence: float) -> dict[str, Estimate]:
-    rows = signals.logprob
-    return {"perplexity": estimate(stats.perplexity_interval(-rows.sum(), rows.counts, group, confidence))}
-
-
-def _class_utility(signals: Signals, group: np.ndarray, confidence: float) -> dict[str, Estimate]:
-    s, scored = signals.statistics, signals.logprob.counts > 0
-    hits = np.asarray(s.top) == s.token
-    return {
-        "accuracy": estimate(stats.korn_graubard(hits, group[scored], confidence)),
-        "loss": estimate(stats.mean_interval(signals.nll[scored], group[scored], confidence)),
-    }
-
-
-def _metrics(outcome: Outcome, findings: Findings, bound: Estimate | None) -> dict[str, Estimate]:
-    found = {f"membership.{k}": v for k, v in outcome.headline.items()}
-    for a in outcome.attempts:
-        found |= {f"membership.{a.name}.{k}": v for k, v in a.estimates.items()}
-    if verdict(findings).state == "invalid split":
-        found = {}  # they would describe the split, and a requirement must not be judged by them
-    if findings.delta is not None:
-        found["membership.delta_auc"] = findings.delta
-    for a in findings.extraction:
-        found |= {f"extraction.{a.name}.{k}": v for k, v in a.estimates.items()}
-    found |= {f"canaries.exposure@{level.repetitions}": level.included for level in findings.canaries}
-    found |= {f"utility.{k}": v for k, v in findings.utility.items()}
-    if findings.canary_bound is not None:
-        found["epsilon.canaries"] = findings.canary_bound
-    return found | ({"epsilon.lower": bound} if bound is not None else {})
-
-
-def _findings(
-    collector: Collector, outcome: Outcome, gates: Sequence[Gate], pulled: Sequence[Attempt]
-) -> Findings:  # fmt: skip
-    evidence = outcome.evidence
-    inside, outside = (len(np.unique(evidence.group[evidence.member == side])) for side in (True, False))
-    return Findings(
-        p_value=outcome.p_value,
-        strongest=outcome.strongest,
-        headline=outcome.headline,
-        extraction=pulled,
-        canaries=(),
-        gates={g.name: g for g in gates},
-        utility={},
-        members=inside,
-        nonmembers=outside,
-        unit=str(collector.card.data["unit"]),
-        trained_here=collector.subject.trained_here,
-        task=collector.subject.task,
-    )
-
-
-def _report(
-    collector: Collector,
-    outcome: Outcome,
-    findings: Findings,
-    bound: Estimate | None,
-    plan: AuditPlan,
-    inputs: Collection[str],
-) -> AuditReport:
-    card, evidence, here = collector.card, outcome.evidence, findings.trained_here
-    metrics = _metrics(outcome, findings, bound)
-    attempts = (*outcome.attempts, *findings.extraction)
-    access, group = [a.access for a in attempts], "coins" if here else "groups"
-    return AuditReport(
-        run=card.name,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        verdict=verdict(findings),
-        task=findings.task,
-        threat_model=threat_model(findings, access, collector.subject.has_base, inputs),
-        claims=claims(findings),
-        attempts=attempts,
-        canaries=tuple(findings.canaries),
-        gates=tuple(findings.gates.values()),
-        utility=findings.utility,
-        metrics=metrics,
-        requirements=tuple(judge(text, metrics) for text in plan.require),
-        untested=(),
-        counts={
-            **card.data["counts"],
-            "members": int(evidence.member.sum()),
-            "non-members": int((~evidence.member).sum()),
-            f"{group} in": findings.members,
-            f"{group} out": findings.nonmembers,
-            "unscored": outcome.unscored,
-        },
-        notices=_notices(collector),
-        provenance=_provenance(collector),
-        seconds={"training": float(card.training.get("seconds", 0.0))} if here else {},
-        strongest=outcome.strongest,
-        trained_here=here,
-    )
-
-
-def _notices(collector: Collector) -> tuple[Notice, ...]:
-    """Those of the run, and those of what a server wrote, each once."""
-    more = collector.subject.notices if isinstance(collector.subject, Written) else ()
-    return tuple(dict.fromkeys((*collector.card.notices, *more)))
-
-
-def _provenance(collector: Collector) -> dict[str, str]:
-    card = collector.card
-    named = {k: str(card.model[k]) for k in ("path", "base", "weights", "tokenizer", "serializer")}
-    if not collector.subject.trained_here:
-        named |= collector.subject.manifest()
-    return {
-        **{f"model.{k}": v for k, v in named.items()},
-        "data.fingerprint": str(card.data["fingerprint"]),
-        "sordino": sordino.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        **{
-            f"{'trained' if collector.subject.trained_here else 'prepared'} with {k}": v
-            for k, v in card.environment.items()
-        },
-    }

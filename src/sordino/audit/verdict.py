@@ -28,6 +28,7 @@ class Findings:
 
     `trained_here` says that Sordino drew the coins, planted canaries and trained; `delta` is the AUC of
     an attack less its AUC on the untuned model, where there is one; `claim` the differential privacy claimed;
+    `by_unit` says that the strongest attack scores whole units;
     `canary_bound` ε̂ from the audit canaries.
     """
 
@@ -44,6 +45,7 @@ class Findings:
     trained_here: bool = True
     delta: Estimate | None = None
     task: Literal["causal-lm", "classification"] = "causal-lm"
+    by_unit: bool = False
     claim: Claimed | None = None
     canary_bound: Estimate | None = None
 
@@ -54,8 +56,10 @@ def _times(share: float) -> str:
 
 def _membership_words(f: Findings) -> str:
     auc = f.headline["auc"]
+    whole = unit_words(f.unit)
+    what = f"all of one unit ({whole})" if f.by_unit else "one record"
     return (
-        f"Shown one record that was trained on and one that was not, the strongest attack ({f.strongest}) picks the "
+        f"Shown {what} that was trained on and one that was not, the strongest attack ({f.strongest}) picks the "
         f"right one {_times(auc.value or 0.5)} (AUC {auc}); guessing would be 50."
     )
 
@@ -198,7 +202,8 @@ def _status(contradicted: bool, supported: bool) -> str:
 def claims(f: Findings) -> tuple[Claim, ...]:
     """What an owner would like to say, beside what the audit found."""
     auc, void = f.headline["auc"], _void(f)
-    told = f"{_membership_words(f)} Adjusted for all attacks, p = {f.p_value:.2g}.{_unit_words(f.unit)}"
+    told = f"{_membership_words(f)} Adjusted for all attacks, p = {f.p_value:.2g}."
+    told += "" if f.by_unit else _unit_words(f.unit)
     told = f"{told} {identified_words(f.headline)}".rstrip()
     found = [
         Claim(

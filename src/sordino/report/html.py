@@ -101,6 +101,7 @@ def render_html(report: AuditReport, card: RunCard, excerpts: Sequence[Excerpt] 
         reasons=reasons,
         key_figures=view.key_figures(report),
         cards=view.cards(report),
+        many_cards=view.MANY,
         figures=view.figures(report),
         tradeoff=view.tradeoff(report),
         ranking=view.ranking(report.canaries),

@@ -258,14 +258,15 @@ def _draw_point(axes: Any, point: _Point, *, ahead: bool) -> None:
 
 
 def overview_svg(attempts: Sequence[Attempt], *, key: str) -> str:
-    """Draw the AUC of every membership attack with its interval beside its control: a forest plot."""
-    rows = [attempt for attempt in attempts if "auc" in attempt.estimates]
+    """Draw the AUC of every membership attack with its interval beside its control, the best first: a forest plot."""
+    rows = sorted((a for a in attempts if "auc" in a.estimates), key=lambda a: -(a.estimates["auc"].value or 0))
     if not rows:
         return ""
+    names = max(len(printable(attempt.name)) for attempt in rows)
     shown = [one for row in rows for one in (row.estimates["auc"], row.control.get("auc")) if one is not None]
     floor = min([0.45, *(span(one)[0] - 0.02 for one in shown if _drawable(one))])
     with canvas():
-        figure, axes = new_axes(30 * len(rows) + 62, (112, 48, 48, 8))
+        figure, axes = new_axes(30 * len(rows) + 62, (max(112, min(240, 7 * names + 14)), 48, 48, 8))
         axes.set(xlim=(floor, 1.01), ylim=(len(rows) - 0.4, -0.6))
         axes.axvline(0.5, color=MUTED, linewidth=1, linestyle=(0, (1, 3)))
         beside = {"color": INK, "fontsize": 11.5, "va": "center", "transform": axes.get_yaxis_transform()}

@@ -25,6 +25,10 @@ TONES = {
 }
 
 
+# So many attacks that their table is read for what it says, not for what it cannot say.
+_MANY = 12
+
+
 def render_table(report: AuditReport) -> "RenderableType":
     """Lay the report out as a rich renderable; an invalid split shows its reason and no membership figure.
 
@@ -87,10 +91,15 @@ def _attacks(report: AuditReport) -> "Table":
         "Realised false-positive rates are in the HTML report."
     )
     table.caption_justify = "left"
+    many = len(report.attempts) > _MANY
+    if many:
+        table.caption += " Figures that nothing resolves are left out."
     for attempt in report.attempts:
         name = f"{attempt.family}.{attempt.name}"
         p = "" if attempt.p_value is None or withheld(report, name) else f"{attempt.p_value:.3f}"
         shown = {key: one for key, one in attempt.estimates.items() if not key.startswith("realised")}
+        if many:
+            shown = {key: one for key, one in shown.items() if one.value is not None}
         for row, (metric, one) in enumerate(shown.items()):
             hidden = withheld(report, f"{name}.{metric}")
             control = attempt.control.get(metric)

@@ -5,6 +5,7 @@ Everything here is plain text or an SVG of our own; what an invalid split withho
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from sordino.report import plots, text
@@ -12,6 +13,7 @@ from sordino.report.memorisation_plot import memorisation_svg
 from sordino.results import Attempt, AuditReport, CanaryLevel, Estimate, Notice, RunCard
 
 __all__ = [
+    "MANY",
     "Card",
     "Row",
     "cards",
@@ -24,6 +26,10 @@ __all__ = [
     "ranking",
     "tradeoff",
 ]
+
+
+MANY = 12
+"""So many attacks that all but the strongest are folded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +62,16 @@ class Card:
 
 
 def cards(report: AuditReport) -> list[Card]:
-    """Collect what the page shows of every attack, in the report's order."""
-    return [_card(report, attempt, position) for position, attempt in enumerate(report.attempts, start=1)]
+    """Collect what the page shows of every attack: in the report's order, where there are many the best first."""
+    made = [_card(report, attempt, position) for position, attempt in enumerate(report.attempts, start=1)]
+    return sorted(made, key=partial(_rank, report)) if len(made) > MANY else made
+
+
+def _rank(report: AuditReport, card: Card) -> tuple[bool, bool, float]:
+    """Order the strongest membership attack first, the others by AUC, then all other attacks."""
+    attempt = card.attempt
+    area = attempt.estimates["auc"].value if "auc" in attempt.estimates else None
+    return attempt.family != "membership", attempt.name != report.strongest, -(area or 0.0)
 
 
 def _card(report: AuditReport, attempt: Attempt, position: int) -> Card:

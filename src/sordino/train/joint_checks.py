@@ -57,7 +57,7 @@ def fingerprint(
     used = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in _UNUSED}
     kind = str(adapters.flat.dtype)
     parts = [adapters.model.digest(), asdict(adapters.method), adapters.seeds, used, kind]
-    found.update(json.dumps(parts, sort_keys=True).encode())
+    found.update(json.dumps(parts, sort_keys=True, default=str).encode())
     for item in tokens:
         found.update(len(item).to_bytes(8, "big") + item.ids.tobytes() + item.target.tobytes())
     for subset in subsets:

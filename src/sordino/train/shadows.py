@@ -20,7 +20,7 @@ from sordino.config import MethodConfig, RunConfig
 from sordino.evidence import digest
 from sordino.records import Example, Split, content_digest
 from sordino.records.store import save as save_split
-from sordino.results import RunCard
+from sordino.results import AuditPlan, RunCard
 from sordino.run import Run
 from sordino.serialize import Tokens
 from sordino.signals import Ragged, Shadows, Store
@@ -42,17 +42,24 @@ class ShadowPlan:
     kind: Literal["same", "lora"]
     seed: int
 
+    def approximates(self, config: RunConfig) -> bool:
+        """Whether adapters stand in place of another method."""
+        return self.kind == "lora" and config.method.kind != "lora"
+
     def configured(self, config: RunConfig) -> RunConfig:
-        """The configuration of a shadow of a target that `config` configured."""
-        if self.kind == "same" or config.method.kind == "lora":
-            return config
-        train = dataclasses.replace(config.train, learning_rate=_LORA_RATE * config.train.learning_rate)
-        return dataclasses.replace(config, method=MethodConfig(), train=train)
+        """The configuration of a shadow of a target that `config` configured: no canaries, and nobody watches."""
+        train, method = dataclasses.replace(config.train, monitor=None), config.method
+        if self.approximates(config):
+            train = dataclasses.replace(train, learning_rate=_LORA_RATE * train.learning_rate)
+            method = MethodConfig()
+        none = dataclasses.replace(config.canaries, per_level=0, audit=type(config.canaries.audit)())
+        audit = AuditPlan() if config.audit.headline == "canaries" else config.audit
+        return dataclasses.replace(config, method=method, train=train, canaries=none, audit=audit)
 
     def how(self, config: RunConfig) -> str:
         """What the shadows are, in words."""
         method = config.method.kind
-        if self.configured(config) != config:
+        if self.approximates(config):
             return f"{self.count} LoRA adapters: an approximation, as the target was tuned by {method}"
         return f"{self.count} models trained as the target was ({method})"
 
