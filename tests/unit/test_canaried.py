@@ -29,6 +29,7 @@ from sordino.run import Run
 from sordino.train.flow import create, fine_tune, plan_of, prepare, train_run
 from sordino.train.planted import NEW_TOKENS, read_audit_canaries
 
+SLOW = pytest.mark.slow
 WORDS = [f"name{n}" for n in range(60)]
 
 
@@ -151,7 +152,7 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("kind", ["lora", pytest.param("full", marks=SLOW)])
 def test_an_interrupted_run_ends_with_the_same_rows(records, tmp_path, kind):
     train = {"epochs": 1, "batch_size": 16, "checkpoint_every": 5, "learning_rate": 5e-3, "monitor": {"every": 4}}
     settings = [config(records, tmp_path / name, kind, train=train) for name in ("whole", "broken")]
@@ -219,7 +220,9 @@ def test_a_private_run_tests_its_rows_and_claims_about_canaries(records, tmp_pat
     assert len({tuple(row) for row in rows["tuned"][out].tolist()}) == len(out)
 
 
-@pytest.mark.parametrize("design", ["secret", "in-distribution", "high-perplexity", "bigram"])
+@pytest.mark.parametrize(
+    "design", ["secret", "bigram", *(pytest.param(d, marks=SLOW) for d in ("in-distribution", "high-perplexity"))]
+)
 def test_other_designs_go_the_same_way(records, tmp_path, design):
     canaries = {"per_level": 1, "levels": [4], "digits": 3, "audit": {"design": design, "count": 60}}
     settings = config(records, tmp_path, canaries=canaries, train={"epochs": 1, "batch_size": 16})
