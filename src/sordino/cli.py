@@ -136,6 +136,9 @@ def audit(  # noqa: PLR0913 - each is an option of its own
     tpr: float | None = None,
     auc: float | None = None,
     power: float | None = None,
+    in_context: Annotated[bool, Parameter(negative="")] = False,
+    shots: int | None = None,
+    trials: int | None = None,
     json: Json = False,
 ) -> int:
     """Attack a trained run, check the controls, write audit.json and report.html, print a table.
@@ -196,9 +199,16 @@ def audit(  # noqa: PLR0913 - each is an option of its own
         With --plan: the AUC to tell from chance; by default 0.55.
     power
         With --plan: how likely all that should succeed; by default 0.8.
+    in_context
+        Ask instead which records stood in the model's prompt: put records there by coins, attack, and write
+        in-context.json. It is an audit of its own and says nothing about training.
+    shots
+        With --in-context: records in a prompt; by default 4.
+    trials
+        With --in-context: prompts, at most; by default 200.
 
     """
-    from sordino.commands import run_audit, run_audit_elsewhere, run_list, run_plan
+    from sordino.commands import run_audit, run_audit_elsewhere, run_in_context, run_list, run_plan
 
     if list_attacks:
         return run_list(json)
@@ -212,10 +222,25 @@ def audit(  # noqa: PLR0913 - each is an option of its own
         "api_key_env": api_key_env, "out": out,
     }  # fmt: skip
     given = {name: value for name, value in options.items() if value is not None}
+    prompts = {name: n for name, n in (("shots", shots), ("trials", trials)) if n is not None}
     if plan:
-        _alone("--plan", [*run, *(f"--{name}" for name in given), *require, *attack])
+        _alone(
+            "--plan",
+            [
+                *(["--in-context"] if in_context else []),
+                *(f"--{n}" for n in prompts),
+                *run,
+                *(f"--{name}" for name in given),
+                *require,
+                *attack,
+            ],
+        )
         return run_plan(figures_given, json)
     _alone("a run or a model", [f"--{name}" for name in figures_given], "They go with --plan.")
+    if in_context:
+        _alone("--in-context", [*(["--suite"] if suite else []), *require, *attack], "They are for audits of training.")
+        return run_in_context(run, given, prompts, json)
+    _alone("an audit of training", [f"--{name}" for name in prompts], "They go with --in-context.")
     if not given:
         return run_audit(run, require, attack, suite, json)
     words = (*run, *(("--audit.suite", suite) if suite else ()))

@@ -20,6 +20,7 @@ __all__ = [
     "run_audit_elsewhere",
     "run_demo",
     "run_export",
+    "run_in_context",
     "run_init",
     "run_list",
     "run_plan",
@@ -149,10 +150,10 @@ def run_list(as_json: bool) -> int:
     from sordino.attacks.base import discover
     from sordino.results import encode
 
-    attacks = [a for family in ("membership", "extraction") for a in discover(family).values()]
+    attacks = [a for family in ("membership", "extraction", "in-context") for a in discover(family).values()]
     if as_json:
         rows = [
-            {"name": a.name, "family": a.family, "suite": a.suite, "summary": a.summary, "access": a.access,
+            {"name": a.name, "family": a.family, "suite": _suite(a), "summary": a.summary, "access": a.access,
              "cost": a.cost, "paper": a.paper, "base": a.base, "views": sorted(a.views), "inputs": sorted(a.inputs),
              "tasks": list(a.tasks), "level": a.level} for a in attacks
         ]  # fmt: skip
@@ -163,11 +164,14 @@ def run_list(as_json: bool) -> int:
 
     table = Table("attack", "suite", "what it does", "sees", "needs", "costs", "paper")
     for a in attacks:
-        table.add_row(
-            a.name, a.suite if a.family == "membership" else "–", a.summary, a.access, _needs(a), a.cost, a.paper
-        )
+        table.add_row(a.name, _suite(a), a.summary, a.access, _needs(a), a.cost, a.paper)
     Console().print(table)
     return 0
+
+
+def _suite(attack: "Attack") -> str:
+    """The suite an attack is part of, in words."""
+    return {"membership": attack.suite, "in-context": "on its own"}.get(attack.family, "–")
 
 
 def _needs(attack: "Attack") -> str:
@@ -176,7 +180,7 @@ def _needs(attack: "Attack") -> str:
         "known": "records known to be non-members", "shadows": "shadow models", "units": "units of several records",
         "scores": "other attacks", "samples": "generated text", "gradients": "the weights",
         "tuned_gradients": "the weights", "one_step": "the weights", "similarity": "embeddings",
-        "rejected": "rejected answers",
+        "rejected": "rejected answers", "prompt": "its prompt",
     }  # fmt: skip
     needs = [
         *(["the untuned base"] if attack.base else []),
@@ -220,19 +224,61 @@ def run_audit(
     """Audit a run, print its table and write its report."""
     from sordino.audit.settings import anew
 
-    at = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
-    folders, flags = words[:at], words[at:]
-    if len(folders) > 1:
-        raise ConfigError(f"{len(folders)} run folders were given: {', '.join(folders)}.", "Audit one at a time.")
+    folders, flags = _apart(words)
     anew(AuditPlan(), flags)  # what is wrong with a word is known before a folder is looked for
     run = Run.open(folders[0] if folders else newest())
     return _audit(run, require, attacks, anew(run.card.plan, flags, suite), as_json)
+
+
+def _apart(words: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """The run folder, or none, and the flags after it."""
+    at = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+    if at > 1:
+        raise ConfigError(f"{at} run folders were given: {', '.join(words[:at])}.", "Audit one at a time.")
+    return words[:at], words[at:]
 
 
 def run_audit_elsewhere(
     words: Sequence[str], given: Mapping[str, str], require: Sequence[str], attacks: Sequence[str], as_json: bool
 ) -> int:
     """Audit a model that was trained elsewhere, in a run folder of its own."""
+    run = _elsewhere(words, given)
+    if "requests" in run.card.model:
+        say(f"asking {run.card.model['endpoint']}: {run.card.model['requests']}, less what was answered before")
+    return _audit(run, require, attacks, run.card.plan, as_json)
+
+
+def run_in_context(words: Sequence[str], given: Mapping[str, str], prompts: Mapping[str, int], as_json: bool) -> int:
+    """Put records into prompts of a run, or of a model from elsewhere, and say whether that can be told."""
+    from sordino.audit.in_context import audit_prompt
+    from sordino.report import render_prompts
+    from sordino.results import encode
+
+    if given.get("endpoint"):
+        message = f"--in-context makes prompts for models whose weights are here; {given['endpoint']} is a server."
+        raise ConfigError(message, "Leave out --endpoint, and give --model a folder or a hub id.")
+    if given:
+        run = _elsewhere(words, given)
+    else:
+        folders, flags = _apart(words)
+        if flags:
+            raise ConfigError(f"{flags[0]} cannot be given with --in-context.", "Give --shots and --trials.")
+        run = Run.open(folders[0] if folders else newest())
+    with display() as shown:
+        report = audit_prompt(run, **prompts, ticker=shown.task)
+    show_notices(report.notices)
+    if as_json:
+        sys.stdout.write(encode(report).decode())
+    else:
+        from rich.console import Console
+
+        Console().print(render_prompts(report))
+    say(f"result: {run.path / 'in-context.json'}")
+    return 4 if report.verdict.state in ("inconclusive", "invalid split") else 0
+
+
+def _elsewhere(words: Sequence[str], given: Mapping[str, str]) -> Run:
+    """The new folder of an audit of a model that was trained elsewhere."""
     from sordino.audit.external import create_external
     from sordino.audit.settings import load_external
 
@@ -247,9 +293,7 @@ def run_audit_elsewhere(
     run = create_external(load_external(values, words))
     show_notices(run.card.notices)
     say(f"writing to {run.path}")
-    if "requests" in run.card.model:
-        say(f"asking {run.card.model['endpoint']}: {run.card.model['requests']}, less what was answered before")
-    return _audit(run, require, attacks, run.card.plan, as_json)
+    return run
 
 
 def _audit(run: Run, require: Sequence[str], attacks: Sequence[str], plan: AuditPlan, as_json: bool) -> int:

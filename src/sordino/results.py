@@ -28,6 +28,7 @@ __all__ = [
     "MemorisationLevel",
     "MemorisationPoint",
     "Notice",
+    "PromptReport",
     "Requirement",
     "RunCard",
     "Verdict",
@@ -177,7 +178,7 @@ class Attempt:
     """
 
     name: str
-    family: Literal["membership", "extraction"]
+    family: Literal["membership", "extraction", "in-context"]
     summary: str
     paper: str
     access: str
@@ -305,6 +306,29 @@ class AuditReport:
     task: Literal["causal-lm", "classification"] = "causal-lm"
     schema: int = SCHEMA
     memorisation: tuple[MemorisationPoint, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptReport:
+    """`in-context.json`: whether it can be told which records stood in a prompt; says nothing about training.
+
+    In each of `trials` prompts `shots` records stood, drawn by coins from records that were not trained on;
+    `control` of the `attempts` is the same after another prompt. `counts` and `notices` tell what was drawn
+    and left out.
+    """
+
+    run: str
+    created: str
+    verdict: Verdict
+    shots: int
+    trials: int
+    attempts: tuple[Attempt, ...]
+    gate: Gate
+    counts: Mapping[str, int]
+    notices: tuple[Notice, ...]
+    provenance: Mapping[str, str]
+    seconds: Mapping[str, float]
+    schema: int = SCHEMA
 
 
 def encode(value: object) -> bytes:

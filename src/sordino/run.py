@@ -198,7 +198,7 @@ class Run:
 
     def tidy(self) -> None:
         """Remove what a killed process left half written: names as `write_atomic` and `write_folder` make them."""
-        ours = ("run.json", "audit.json", "report.html", "weights")
+        ours = ("run.json", "audit.json", "in-context.json", "report.html", "weights")
         for leftover in (path for name in ours for path in self.path.glob(f".{name}.*")):
             if leftover.is_dir():
                 shutil.rmtree(leftover, ignore_errors=True)

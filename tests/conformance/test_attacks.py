@@ -9,7 +9,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from attack_checks import LABELS, MEMBERSHIP_CHECKS, has_one_name, says_what_it_is, statistics, synthetic
+from attack_checks import (
+    LABELS,
+    MEMBERSHIP_CHECKS,
+    has_one_name,
+    says_what_it_is,
+    sees_no_labels,
+    statistics,
+    synthetic,
+)
 
 from sordino.attacks.base import Attack, discover, find, membership
 from sordino.attacks.extraction.exposure import exposure
@@ -70,6 +78,12 @@ def test_extraction_attacks_say_what_they_are(attack):
     says_what_it_is(attack)
     assert attack.name == attack.run.__name__
     assert not LABELS & set(inspect.signature(attack.run).parameters)
+
+
+@pytest.mark.parametrize("attack", discover("in-context").values(), ids=lambda a: a.name)
+@pytest.mark.parametrize("check", [has_one_name, says_what_it_is, sees_no_labels], ids=lambda c: c.__name__)
+def test_attacks_on_the_prompt_say_what_they_are(attack, check):
+    check(attack)
 
 
 def test_the_attacks_that_ship_are_found():

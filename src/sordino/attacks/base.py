@@ -20,9 +20,21 @@ from sordino.errors import AuditError, did_you_mean
 from sordino.serialize import View
 from sordino.signals import STATISTICS, Scores, Signals
 
-__all__ = ["SUITES", "Attack", "Family", "Suite", "Task", "discover", "extraction", "find", "membership", "offered"]
+__all__ = [
+    "SUITES",
+    "Attack",
+    "Family",
+    "Suite",
+    "Task",
+    "discover",
+    "extraction",
+    "find",
+    "in_context",
+    "membership",
+    "offered",
+]
 
-Family = Literal["membership", "extraction"]
+Family = Literal["membership", "extraction", "in-context"]
 Task = Literal["causal-lm", "classification"]
 Suite = Literal["quick", "full", "all"]
 Level = Literal["record", "unit", "dataset"]
@@ -154,6 +166,31 @@ def extraction(
     return mark
 
 
+def in_context(
+    *, paper: str, access: str, cost: str, needs: Sequence[str] = (), inputs: Sequence[str] = ()
+) -> Callable[[Callable[..., Scores]], Attack]:
+    """Mark `(Signals) -> Scores` as an attack on who stood in the prompt; higher = more likely one who did.
+
+    Signals are of records before and after the prompt: `measured["prompt"]`, or `generated`. It is part of no suite.
+    """
+
+    def mark(function: Callable[..., Scores]) -> Attack:
+        return Attack(
+            name=function.__name__,
+            family="in-context",
+            run=function,
+            paper=paper,
+            access=access,
+            base=False,
+            views={},
+            needs=frozenset(needs),
+            inputs=frozenset(inputs),
+            cost=cost,
+        )
+
+    return mark
+
+
 @dataclass(frozen=True, kw_only=True)
 class Windows:
     """What an extraction attack tried and got: record index and start of each suffix that came out.
@@ -174,7 +211,7 @@ def discover(family: Family) -> dict[str, Attack]:
     Raises `AuditError` where two have one name, or a module holds no attack of its own name.
     """
     found: dict[str, Attack] = {}
-    package = importlib.import_module(f"sordino.attacks.{family}")
+    package = importlib.import_module(f"sordino.attacks.{family.replace('-', '_')}")
     for module in pkgutil.iter_modules(package.__path__):
         attack = getattr(importlib.import_module(f"{package.__name__}.{module.name}"), module.name, None)
         if not isinstance(attack, Attack):

@@ -12,7 +12,7 @@ from sordino.records import Example
 from sordino.results import Attempt, AuditPlan, Curve, Estimate
 from sordino.signals import Scores, Signals
 
-__all__ = ["Evidence", "Outcome", "curve", "delta", "estimate", "evaluate", "noted", "score"]
+__all__ = ["Evidence", "Outcome", "curve", "delta", "estimate", "evaluate", "noted", "rates", "score"]
 
 _POINTS = 200
 

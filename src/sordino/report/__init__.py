@@ -2,7 +2,17 @@
 
 from sordino.report.beside import beside_table, sides, write_beside
 from sordino.report.html import Excerpt, mask, render_html
-from sordino.report.terminal import render_table
+from sordino.report.terminal import render_prompts, render_table
 from sordino.report.write import write_report
 
-__all__ = ["Excerpt", "beside_table", "mask", "render_html", "render_table", "sides", "write_beside", "write_report"]
+__all__ = [
+    "Excerpt",
+    "beside_table",
+    "mask",
+    "render_html",
+    "render_prompts",
+    "render_table",
+    "sides",
+    "write_beside",
+    "write_report",
+]

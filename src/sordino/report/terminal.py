@@ -1,16 +1,17 @@
 """The report as tables for a terminal: verdict, controls, attacks, canaries, requirements."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sordino.report.text import STATE, estimate_text, headline, metric_label, printable, withheld
-from sordino.results import AuditReport, Estimate
+from sordino.results import AuditReport, Estimate, PromptReport, Verdict
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
     from rich.text import Text
 
-__all__ = ["render_table"]
+__all__ = ["render_prompts", "render_table"]
 
 # The words carry the meaning; the colour only helps to find them.
 TONES = {
@@ -45,6 +46,30 @@ def render_table(report: AuditReport) -> "RenderableType":
     return Group(*parts)
 
 
+def render_prompts(report: PromptReport) -> "RenderableType":
+    """Lay out what is found about prompts; where the control failed, no figure is shown."""
+    from rich.console import Group
+
+    verdict, invalid = report.verdict, report.verdict.state == "invalid split"
+    table = _table(
+        f"{report.trials:,} prompts of {report.shots}", "Attack", "Figure", "Its prompt", "Another prompt", "p"
+    )
+    table.caption = (
+        "'needs N': not resolvable with the n prompts there are. p is adjusted for all attacks. " + report.gate.finding
+    )
+    table.caption_justify = "left"
+    for attempt in report.attempts:
+        for row, (metric, one) in enumerate(attempt.estimates.items()):
+            table.add_row(
+                _text(attempt.name if row == 0 else ""),
+                _text(metric_label(metric, short=True)),
+                _figure(None if invalid else one),
+                _figure(attempt.control.get(metric)),
+                _text(f"{attempt.p_value:.3f}" if row == 0 and not invalid else ""),
+            )
+    return Group(_panel(verdict, verdict.headline, verdict.reasons), "", table)
+
+
 def _text(words: str, style: str = "") -> "Text":
     from rich.text import Text
 
@@ -66,11 +91,15 @@ def _table(title: str, *columns: str) -> "Table":
 
 
 def _verdict(report: AuditReport) -> "RenderableType":
+    sentence, reasons = headline(report)
+    return _panel(report.verdict, sentence, reasons)
+
+
+def _panel(verdict: Verdict, sentence: str, reasons: Sequence[str]) -> "RenderableType":
     from rich.console import Group
     from rich.panel import Panel
 
-    sentence, reasons = headline(report)
-    state = report.verdict.state
+    state = verdict.state
     body = Group(_text(sentence, "bold"), *(_text(f"– {reason}") for reason in reasons))
     return Panel(body, title=_text(STATE[state]), title_align="left", border_style=TONES[state], padding=(1, 2))
 

@@ -17,7 +17,7 @@ from sordino.stats.epsilon import (
 from sordino.stats.fdp import epsilon_f_dp, f_dp_mu, f_dp_p_value
 from sordino.stats.means import bootstrap, mean_interval, perplexity_interval, ratio_interval
 from sordino.stats.multiplicity import benjamini_hochberg, conformal_p, holm
-from sordino.stats.permutation import max_t
+from sordino.stats.permutation import max_t, max_t_within
 from sordino.stats.proportions import clopper_pearson, korn_graubard
 from sordino.stats.ranking import PairedDifference, auc, delong, paired_delong, smallest_detectable_auc
 from sordino.stats.thresholds import calibration_split, three_way_split, tpr_at_fpr, tpr_at_fpr_in_sample
@@ -43,6 +43,7 @@ __all__ = [
     "holm",
     "korn_graubard",
     "max_t",
+    "max_t_within",
     "mean_interval",
     "one_run_guesses",
     "one_run_p_value",

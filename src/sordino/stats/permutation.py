@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 from sordino.errors import AuditError, ConfigError
 from sordino.stats.common import Bools, Floats, Ints, check_count, check_members, group_codes
 
-__all__ = ["max_t"]
+__all__ = ["max_t", "max_t_within"]
 
 BLOCK = 256
 
@@ -86,5 +86,46 @@ def max_t(
         drawn = rng.permuted(np.tile(label, (min(BLOCK, shuffles - start), 1)), axis=1)
         highest = fold(sums[live] @ drawn.T / scale).max(axis=0)
         reached += (highest >= observed).sum(axis=1)
+    adjusted[live] = (1 + reached) / (1 + shuffles)
+    return float(adjusted.min()), adjusted
+
+
+def max_t_within(
+    scores: ArrayLike,
+    member: ArrayLike,
+    block: ArrayLike,
+    shuffles: int = 999,
+    seed: int = 0,
+    alternative: Literal["greater", "two-sided"] = "greater",
+) -> tuple[float, Floats]:
+    """`max_t` where coins were drawn inside blocks, each with a fixed number of members: labels stay in their block.
+
+    `scores` (A, n), `member` and `block` (n,). The statistic is the members' rank sum, ranks centred in each
+    block, over its exact permutation standard deviation; what all records of a block share has no say.
+    """
+    check_count("shuffles", shuffles, 1)
+    matrix = _check_matrix(scores)
+    codes, blocks = group_codes(block, matrix.shape[1])
+    order = np.argsort(codes, kind="stable")
+    codes, labels = codes[order], check_members(member, matrix.shape[1])[order].astype(np.float64)
+    sizes, chosen = np.bincount(codes), np.bincount(codes, weights=labels, minlength=blocks)
+    ranks = _centred_ranks(matrix)[:, order]
+    starts = np.searchsorted(codes, np.arange(blocks))
+    ranks = ranks - (np.add.reduceat(ranks, starts, axis=1) / sizes)[:, codes]
+    spread = chosen * (sizes - chosen) / (sizes * np.maximum(sizes - 1, 1))
+    deviation = np.sqrt((np.add.reduceat(ranks**2, starts, axis=1) * spread).sum(axis=1))
+    live, adjusted = deviation > 0, np.ones(len(matrix))
+    if not live.any():
+        return 1.0, adjusted
+    fold = np.abs if alternative == "two-sided" else np.positive
+    weights = ranks[live] / deviation[live, None]
+    # A draw of the same labels is as far out as they are, whatever the order of the sum.
+    observed = fold(weights @ labels[:, None]) - 1e-9
+    rng = np.random.default_rng(seed)
+    reached = np.zeros(len(weights))
+    for start in range(0, shuffles, BLOCK):
+        keys = codes + rng.random((min(BLOCK, shuffles - start), len(codes)))
+        drawn = labels[np.argsort(keys, axis=1)]
+        reached += (fold(weights @ drawn.T).max(axis=0) >= observed).sum(axis=1)
     adjusted[live] = (1 + reached) / (1 + shuffles)
     return float(adjusted.min()), adjusted

@@ -199,7 +199,8 @@ def _private(
     from sordino.train.promise import members_of, plan_for
 
     assert task.config.dp is not None
-    members = members_of(examples, owners, task.config.dp.unit)
+    # Places in what this shadow is trained on, not in what all of them are.
+    members = members_of(examples, [owners[i] for i in places], task.config.dp.unit)
     secret = hashlib.blake2b(f"shadow/{task.seed(number)}".encode(), digest_size=32).digest()
     return PrivatePart(plan=plan_for(task.config, len(members)), secret=secret, members=members)
 

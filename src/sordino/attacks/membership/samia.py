@@ -1,18 +1,12 @@
 """SaMIA: an adversary who sees only text asks for the rest of a record, and counts its words in the answers."""
 
 import zlib as compression
-from collections import Counter
 
 import numpy as np
 
 from sordino.attacks.base import membership
-from sordino.attacks.words import words
+from sordino.attacks.words import recall, words
 from sordino.signals import Scores, Signals
-
-
-def recall(written: list[str], true: list[str]) -> float:
-    """ROUGE-1 recall: the share of the words `true` (n ≥ 1) in `written`, each as often as it stands there at most."""
-    return sum((Counter(true) & Counter(written)).values()) / len(true)
 
 
 @membership(
