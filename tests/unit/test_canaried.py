@@ -13,14 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sordino.audit.canaried import _bound, canaried
+from sordino.audit.bounds import value_of
+from sordino.audit.canaried import canaried
 from sordino.audit.collecting import Collector
 from sordino.audit.flow import audit
 from sordino.config import load
 from sordino.errors import ConfigError, RunError
 from sordino.export import export
 from sordino.model import load as load_model
-from sordino.model import load_tokenizer
+from sordino.model import load_tokenizer, save
 from sordino.records.store import load as load_split
 from sordino.report import render_html
 from sordino.results import AuditPlan
@@ -28,13 +29,17 @@ from sordino.run import Run
 from sordino.train.flow import create, fine_tune, plan_of, prepare, train_run
 from sordino.train.planted import NEW_TOKENS, read_audit_canaries
 
+SLOW = pytest.mark.slow
 WORDS = [f"name{n}" for n in range(60)]
 
 
 @pytest.fixture(scope="module")
-def records(tmp_path_factory) -> Path:
+def records(make_model, tmp_path_factory) -> Path:
+    """Made-up texts, beside them the models to tune: the head of the one tuned whole is tied to its embedding."""
     rng = np.random.default_rng(0)
     path = tmp_path_factory.mktemp("data") / "r.jsonl"
+    for kind, shape in (("lora", "llama"), ("full", "gpt2")):
+        save(make_model(shape, seed=3), path.parent / kind)
     lines = (json.dumps({"text": " ".join(rng.choice(WORDS, 8))}) for _ in range(200))
     path.write_text("".join(line + "\n" for line in lines))
     return path
@@ -42,7 +47,8 @@ def records(tmp_path_factory) -> Path:
 
 def config(records: Path, out: Path, kind: str = "lora", **more):
     values = {
-        "data": {"path": str(records)}, "out": str(out), "seed": 5, "model": {"device": "cpu"},
+        "data": {"path": str(records)}, "out": str(out), "seed": 5,
+        "model": {"path": str(records.parent / kind), "device": "cpu"},
         "canaries": {"per_level": 0, "audit": {"design": "new-token", "count": 100}},
         "split": {"candidates": 0.4}, "method": {"kind": kind, **({"rank": 4} if kind == "lora" else {})},
         "train": {"epochs": 4, "batch_size": 4, "learning_rate": 5e-3 if kind == "lora" else 1e-3},
@@ -53,7 +59,7 @@ def config(records: Path, out: Path, kind: str = "lora", **more):
 
 @pytest.fixture(scope="module", params=["lora", "full"])
 def trained(request, records, tmp_path_factory) -> Run:
-    """A run with a hundred new tokens; the built-in model's head is tied to its embedding."""
+    """A run with a hundred new tokens."""
     return fine_tune(config(records, tmp_path_factory.mktemp("runs"), request.param))
 
 
@@ -81,11 +87,11 @@ def test_coins_that_mean_nothing_show_nothing(trained):
     coins = canaried(Collector(trained), load_split(trained.records).canaries, trained.card.plan)
     rng = np.random.default_rng(0)
     drawn = [rng.random(len(coins.gains)) < 0.5 for _ in range(200)]
-    above = sum(_bound(coins.gains, member, "new-token", AuditPlan()).low > 0 for member in drawn)
+    above = sum(value_of(coins.gains, member, AuditPlan()) > 0 for member in drawn)
     assert above <= 200 * (0.05 + 2 * np.sqrt(0.05 * 0.95 / 200))
     left_out = coins.gains[~coins.included]
     member = rng.random(len(left_out)) < 0.5
-    assert _bound(left_out, member, "new-token", AuditPlan()).low == 0
+    assert value_of(left_out, member, AuditPlan()) == 0
 
 
 def test_canaries_are_no_evidence_about_records(audited):
@@ -101,7 +107,9 @@ def test_nothing_of_new_tokens_is_released(trained, tmp_path):
     for folder in (trained.weights, out):
         tensors = {n: t for path in folder.glob("*.safetensors") for n, t in load_file(str(path)).items()}
         assert tensors and not any("sordino" in name for name in tensors)
-        assert all(t.shape[0] <= len(tokenizer) for name, t in tensors.items() if "lm_head" in name or "embed" in name)
+        wide = [t for name, t in tensors.items() if any(part in name for part in ("lm_head", "embed", "wte"))]
+        assert all(t.shape[0] <= len(tokenizer) for t in wide)
+        assert bool(wide) == (trained.card.config["method"]["kind"] == "full")
         assert load_tokenizer(trained_config(trained).model, str(folder)).get_vocab() == tokenizer.get_vocab()
         text = "".join(p.read_text() for p in folder.glob("*.json"))
         assert "sordino_rows" not in text and "audit-canary" not in text
@@ -144,7 +152,7 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("kind", ["lora", pytest.param("full", marks=SLOW)])
 def test_an_interrupted_run_ends_with_the_same_rows(records, tmp_path, kind):
     train = {"epochs": 1, "batch_size": 16, "checkpoint_every": 5, "learning_rate": 5e-3, "monitor": {"every": 4}}
     settings = [config(records, tmp_path / name, kind, train=train) for name in ("whole", "broken")]
@@ -212,7 +220,9 @@ def test_a_private_run_tests_its_rows_and_claims_about_canaries(records, tmp_pat
     assert len({tuple(row) for row in rows["tuned"][out].tolist()}) == len(out)
 
 
-@pytest.mark.parametrize("design", ["secret", "in-distribution", "high-perplexity", "bigram"])
+@pytest.mark.parametrize(
+    "design", ["secret", "bigram", *(pytest.param(d, marks=SLOW) for d in ("in-distribution", "high-perplexity"))]
+)
 def test_other_designs_go_the_same_way(records, tmp_path, design):
     canaries = {"per_level": 1, "levels": [4], "digits": 3, "audit": {"design": design, "count": 60}}
     settings = config(records, tmp_path, canaries=canaries, train={"epochs": 1, "batch_size": 16})

@@ -17,7 +17,8 @@ from sordino.train.dropout import set_dropout
 from sordino.train.joint import JointOptions, train_joint
 from sordino.train.loop import train
 
-FAMILIES = ("llama", "gpt2", "gpt_neox", "qwen2", "qwen3", "mistral", "opt", "gemma", "gemma2")
+MORE = ("gpt_neox", "qwen2", "qwen3", "mistral", "opt", "gemma")
+FAMILIES = ("llama", "gpt2", "gemma2", *(pytest.param(f, marks=pytest.mark.slow) for f in MORE))
 LORA = MethodConfig(rank=4, alpha=8.0)
 SEEDS = (3, 8, 21)
 # The gradients are longer than `clip`, and the warm-up ends within the steps. Ten times the usual rate: norms are in
@@ -74,7 +75,7 @@ def test_variants_become_what_they_become_alone(variant, make_model, tmp_path):
     assert differs(adapters, 1, wanted) <= 1e-6
 
 
-@pytest.mark.parametrize("at_once", [1, 60, 200])
+@pytest.mark.parametrize("at_once", [1, 60, pytest.param(200, marks=pytest.mark.slow)])
 def test_how_much_is_computed_at_once_changes_nothing_beyond_rounding(at_once, make_model, tmp_path):
     model, tokens, parts = double(make_model, "llama"), some_tokens(14), subsets()
     found = []

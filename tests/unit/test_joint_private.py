@@ -24,6 +24,7 @@ from sordino.train.private import PrivateSteps
 
 LORA = MethodConfig(rank=4, alpha=8.0)
 SEEDS = (3, 8)
+SLOW = pytest.mark.slow
 
 
 def part(k, units, members=None, *, steps=3, **settings):
@@ -68,7 +69,9 @@ def one_at_a_time(adapters, k, units, tokens, *, bound, kind):
     return total, norms
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "opt", "gemma"])
+@pytest.mark.parametrize(
+    "family", ["llama", "gpt2", "opt", *(pytest.param(f, marks=SLOW) for f in ("gpt_neox", "gemma"))]
+)
 @pytest.mark.parametrize("kind", ["flat", "automatic"])
 def test_clipped_sums_are_those_of_one_unit_at_a_time(family, kind, make_model):
     model, tokens = double(make_model, family), some_tokens(12, prompt=True)
@@ -104,7 +107,14 @@ def alone(folder, model, tokens, config, seed, own):
     return {n.replace(".default", ""): p.detach() for n, p in tuned.module.named_parameters() if ".lora_" in n}
 
 
-@pytest.mark.parametrize("more", [{}, {"loss": "sum"}, {"clipping": "automatic"}, {"sampler": "fixed-size"}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"clipping": "automatic"},
+        *(pytest.param(m, marks=SLOW) for m in ({"loss": "sum"}, {"sampler": "fixed-size"})),
+    ],
+)
 def test_a_private_run_together_is_the_private_run_alone(more, make_model, tmp_path):
     model, tokens = double(make_model), some_tokens(20)
     # The first in units of one, two or more records than may stand for one; the second record by record.

@@ -1,6 +1,7 @@
 """Shadow models: fair coins, training as the target's, nothing computed twice, and what they are good for."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,35 +10,41 @@ from scipy.stats import binomtest
 from sordino.audit.flow import audit
 from sordino.config import DPConfig, load
 from sordino.errors import AuditError
+from sordino.model import save
 from sordino.records.store import load as load_split
 from sordino.results import InputPlan
+from sordino.signals import Shadows
+from sordino.train import shadows
 from sordino.train.flow import fine_tune
 from sordino.train.shadows import ShadowPlan, draw, together, train_shadows
 
 SILENT = lambda name, total: lambda done: None  # noqa: E731 - a named default reads better than a def
+PLAN = ShadowPlan(count=4, kind="same", seed=9)
 WORDS = (
     "amber", "basil", "cedar", "delta", "ember", "fjord", "grove", "hazel", "inlet", "juniper", "kelp", "larch",
     "maple", "nutmeg", "onyx", "poplar",
 )  # fmt: skip
 
 
-def records(count=110):
+def records(count=70):
     """Short texts that share words but no sentence."""
     rng = np.random.default_rng(5)
-    return ["text"] + [" ".join(rng.choice(WORDS, 12)) for _ in range(count)]
+    return ["text"] + [" ".join(rng.choice(WORDS, 8)) for _ in range(count)]
 
 
 @pytest.fixture(scope="module", params=["full", "lora"])
-def target(request, tmp_path_factory):
-    """A run of a tiny model on made-up texts, tuned by heart."""
+def target(request, make_model, tmp_path_factory):
+    """A run of a random model on made-up texts, tuned by heart."""
     folder = tmp_path_factory.mktemp(request.param)
+    save(make_model("llama", seed=3), folder / "base")
     (folder / "data.csv").write_text("\n".join(records()) + "\n")
     values = {
+        "model": {"path": str(folder / "base"), "device": "cpu"},
         "data": {"path": str(folder / "data.csv")},
         "out": str(folder / "runs"),
         "method": {"kind": request.param},
         "split": {"candidates": 0.6, "validation": 0.3, "near_duplicates": 0},
-        "train": {"epochs": 6, "learning_rate": 2e-3 if request.param == "full" else 1e-2, "batch_size": 8},
+        "train": {"epochs": 8, "learning_rate": 1e-2 if request.param == "full" else 2e-2, "batch_size": 8},
         "canaries": {"per_level": 0},
         "audit": {"shuffles": 99},
     }
@@ -63,51 +70,68 @@ def tokens_of(run):
     return split, [Trained(run).load_serializer().encode(e.record) for e in split.candidates]
 
 
-def test_shadows_know_what_they_were_trained_on_and_are_asked_once(target):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Made:
+    """Four shadows of a target, the order in which single ones were trained (-1: broken off), and their task."""
+
+    shadows: Shadows
+    order: list[int]
+    task: Any
+
+
+@pytest.fixture(scope="module")
+def made(target):
+    """Shadows whose training is broken off after two and taken up again, where they are trained one by one."""
     split, tokens = tokens_of(target)
     config = load(values=dict(target.card.config), environment={})
-    plan = ShadowPlan(count=4, kind="same", seed=9)
-    made = train_shadows(target, config, split, tokens, plan, SILENT)
-    assert made.nll.shape == made.included.shape == (4, len(tokens))
+    order, tasks, real = [], [], shadows._alone
+
+    def counted(task, folder, number):
+        if order == [0, 1]:
+            order.append(-1)
+            raise KeyboardInterrupt
+        order.append(number)
+        tasks.append(task)
+        return real(task, folder, number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shadows, "_alone", counted)
+        if together(config):
+            return Made(shadows=train_shadows(target, config, split, tokens, PLAN, SILENT), order=order, task=None)
+        with pytest.raises(KeyboardInterrupt):
+            train_shadows(target, config, split, tokens, PLAN, SILENT)
+        return Made(shadows=train_shadows(target, config, split, tokens, PLAN, SILENT), order=order, task=tasks[-1])
+
+
+def test_shadows_know_what_they_were_trained_on_and_are_asked_once(target, made):
+    split, tokens = tokens_of(target)
+    config = load(values=dict(target.card.config), environment={})
+    found = made.shadows
+    assert found.nll.shape == found.included.shape == (4, len(tokens))
     # What a shadow was trained on it knows better than the others do, record by record.
-    told = made.included.any(axis=0) & ~made.included.all(axis=0)
-    inside = np.array([made.nll[made.included[:, i], i].mean() for i in np.flatnonzero(told)])
-    outside = np.array([made.nll[~made.included[:, i], i].mean() for i in np.flatnonzero(told)])
+    told = found.included.any(axis=0) & ~found.included.all(axis=0)
+    inside = np.array([found.nll[found.included[:, i], i].mean() for i in np.flatnonzero(told)])
+    outside = np.array([found.nll[~found.included[:, i], i].mean() for i in np.flatnonzero(told)])
     assert np.mean(inside < outside) > 0.9
     asked = []
-    again = train_shadows(target, config, split, tokens, plan, lambda name, total: asked.append(name) or print)
-    np.testing.assert_array_equal(again.nll, made.nll)
+    again = train_shadows(target, config, split, tokens, PLAN, lambda name, total: asked.append(name) or print)
+    np.testing.assert_array_equal(again.nll, found.nll)
     assert asked == []
     assert not list((target.private / "shadows").glob("*/*"))
     assert not list(target.private.glob("shadows/*/runs"))
 
 
-def test_a_queue_that_is_interrupted_goes_on_and_ends_the_same(target, monkeypatch):
+def test_a_queue_that_is_interrupted_goes_on_and_ends_the_same(target, made, monkeypatch, tmp_path):
     if target.card.config["method"]["kind"] != "full":
         pytest.skip("adapters are trained together: their resumption is tested with the joint trainer")
-    from sordino.train import shadows
-
+    assert made.order == [0, 1, -1, 2, 3]
+    np.testing.assert_array_equal(shadows._alone(made.task, tmp_path, 2), made.shadows.nll[2])
+    # Another seed is another queue, of which nothing has been trained yet.
     split, tokens = tokens_of(target)
-    config = load(values=dict(target.card.config), environment={})
-    plan = ShadowPlan(count=3, kind="same", seed=10)
-    trained, real = [], shadows._alone
-
-    def counted(task, folder, number):
-        if len(trained) == 2:
-            raise KeyboardInterrupt
-        trained.append(number)
-        return real(task, folder, number)
-
-    monkeypatch.setattr(shadows, "_alone", counted)
-    with pytest.raises(KeyboardInterrupt):
-        train_shadows(target, config, split, tokens, plan, SILENT)
-    trained.append(-1)  # from here on it counts without interrupting
-    monkeypatch.setattr(shadows, "_alone", lambda *a: trained.append(a[2]) or real(*a))
-    made = train_shadows(target, config, split, tokens, plan, SILENT)
-    assert trained == [0, 1, -1, 2]
-    monkeypatch.setattr(shadows, "_alone", real)
-    other = dataclasses.replace(plan, seed=11)
-    assert (train_shadows(target, config, split, tokens, other, SILENT).nll != made.nll).any()
+    config, trained = load(values=dict(target.card.config), environment={}), []
+    monkeypatch.setattr(shadows, "_alone", lambda *a: trained.append(a[2]) or np.zeros(len(tokens)))
+    other = train_shadows(target, config, split, tokens, dataclasses.replace(PLAN, seed=11), SILENT)
+    assert trained == [0, 1, 2, 3] and (other.included != made.shadows.included).any()
 
 
 def test_adapters_in_place_of_full_weights_are_called_an_approximation(target):
@@ -123,16 +147,17 @@ def test_adapters_in_place_of_full_weights_are_called_an_approximation(target):
 
 def test_an_audit_with_shadows_finds_more_than_one_without(target):
     names = ["lira", "lira_offline", "rmia", "rmia_offline", "rmia_ratio", "loss"]
-    report = audit(target, attacks=names, inputs=InputPlan(shadows=8))
+    count = 8 if target.card.config["method"]["kind"] == "lora" else 4  # one by one takes longer
+    report = audit(target, attacks=names, inputs=InputPlan(shadows=count))
     found = {a.name: a.estimates["auc"].value for a in report.attempts if a.name in names}
     assert set(found) == set(names)
     assert max(found["lira"], found["rmia_ratio"]) > max(0.8, found["loss"] - 0.02)
     assert not any("shadow" in text for text in report.untested)
     lira = next(a for a in report.attempts if a.name == "lira")
     assert 0.2 < lira.control["auc"].value < 0.8
-    assert any("8" in note and "trained as the target was" in note for note in lira.notes)
+    assert any(f"{count} models trained as the target was" in note for note in lira.notes)
     forwards = [e for e in (target.path / "events.jsonl").read_text().splitlines() if '"audited"' in e]
-    audit(target, attacks=names, inputs=InputPlan(shadows=8))
+    audit(target, attacks=names, inputs=InputPlan(shadows=count))
     again = [e for e in (target.path / "events.jsonl").read_text().splitlines() if '"audited"' in e]
     assert '"forwards": 0' in again[len(forwards)]
 

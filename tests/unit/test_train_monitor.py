@@ -12,7 +12,7 @@ from sordino.audit.flow import audit
 from sordino.config import MethodConfig, load
 from sordino.errors import RunError
 from sordino.ledger import Entry, read_ledger, write_ledger
-from sordino.model import attach
+from sordino.model import attach, save
 from sordino.report import render_html
 from sordino.report.memorisation_plot import memorisation_svg
 from sordino.report.text import promise
@@ -26,17 +26,19 @@ CURVE = "memorisation.jsonl"
 
 
 @pytest.fixture(scope="module")
-def records(tmp_path_factory):
+def records(make_model, tmp_path_factory):
     rng = np.random.default_rng(0)
     words = [f"name{n}" for n in range(40)]
     path = tmp_path_factory.mktemp("data") / "r.jsonl"
+    save(make_model("llama", seed=3), path.parent / "base")
     path.write_text("".join(json.dumps({"text": " ".join(rng.choice(words, 8))}) + "\n" for _ in range(120)))
     return path
 
 
 def config(records, monitor, **more):
     values = {
-        "data": {"path": str(records)}, "out": str(records.parent / f"runs{next(COUNT)}"), "model": {"device": "cpu"},
+        "data": {"path": str(records)}, "out": str(records.parent / f"runs{next(COUNT)}"),
+        "model": {"path": str(records.parent / "base"), "device": "cpu"},
         "canaries": {"per_level": 4, "levels": [1, 3], "digits": 3, "audit": {"design": "new-token", "count": 20}},
         "method": {"rank": 4, "dropout": 0.1}, "audit": {"shuffles": 99},
         "train": {"epochs": 1, "batch_size": 8, "learning_rate": 5e-3, "dropout": 0.1, "monitor": monitor},
