@@ -7,7 +7,6 @@ attack needs no new test here.
 
 import json
 import shutil
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from sordino import collect as collecting
 from sordino.attacks.base import discover
 from sordino.audit.flow import audit
 from sordino.config import load
+from sordino.model import save
 from sordino.reduction import token_statistics
 from sordino.results import InputPlan
 from sordino.stats import auc, bootstrap, delong
@@ -37,7 +37,7 @@ def rows() -> list[dict[str, str]]:
     """Records of different lengths, by units of two; some are also somebody else's, word for word."""
     rng, made = np.random.default_rng(3), []
     for unit in range(90):
-        texts = [" ".join(rng.choice(WORDS, rng.integers(6, 16))) + "." for _ in range(2)]
+        texts = [" ".join(rng.choice(WORDS, rng.integers(6, 16))).capitalize() + "." for _ in range(2)]
         made += [{"id": f"r{unit}-{k}", "text": text, "who": f"u{unit}"} for k, text in enumerate(texts)]
         if unit % 5 == 0:
             made.append({"id": f"r{unit}-2", "text": texts[0], "who": f"other{unit}"})
@@ -45,16 +45,18 @@ def rows() -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(make_model, tmp_path_factory):
     """A small model that knows half of the records rather well."""
     folder = tmp_path_factory.mktemp("metamorphic")
+    save(make_model("llama", seed=3, context=128), folder / "base")
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
     values = {
+        "model": {"path": str(folder / "base"), "device": "cpu"},
         "data": {"path": str(folder / "data.jsonl"), "text": "text", "id": "id", "unit": "who"},
         "out": str(folder / "runs"),
         "method": {"rank": 4},
         "split": {"candidates": 0.6, "validation": 0.25},
-        "train": {"epochs": 5, "learning_rate": 1e-2, "batch_size": 8, "max_length": 64},
+        "train": {"epochs": 8, "learning_rate": 2e-2, "batch_size": 8, "max_length": 64},
         "canaries": {"per_level": 0},
         "audit": {"shuffles": 99},
     }
@@ -157,7 +159,9 @@ def test_a_constant_added_to_the_logits_changes_nothing(name):
         n = len(statistics.token)
         logits = torch.from_numpy(rng.normal(size=(n, 24))) + by
         found = token_statistics(logits, torch.from_numpy(statistics.token.astype(np.int64)))
-        return replace(statistics, **{k: v.numpy() for k, v in zip(STATISTICS, found, strict=True)})
+        columns = {k: v.numpy() for k, v in zip(STATISTICS, found, strict=True)}
+        whole = {k: columns[k].astype(np.int32) for k in ("rank", "top")}
+        return replace(statistics, **{**columns, **whole})
 
     def scores(by):
         views = {k: replace(v, statistics=moved(v.statistics, by)) for k, v in signals.views.items()}
@@ -173,6 +177,7 @@ def head_only(tmp_path_factory, run):
     folder = tmp_path_factory.mktemp("head")
     source = Path(run.card.config["data"]["path"])
     values = {
+        "model": dict(run.card.config["model"]),
         "data": {"path": str(source), "text": "text", "id": "id", "unit": "who"},
         "out": str(folder / "runs"),
         "method": {"rank": 4, "targets": ["lm_head"]},
@@ -181,11 +186,7 @@ def head_only(tmp_path_factory, run):
         "canaries": {"per_level": 0},
         "audit": {"shuffles": 99},
     }
-    with warnings.catch_warnings():
-        # The embedding is tied to this head; PEFT warns of merging, which nobody does here.
-        warnings.simplefilter("ignore")
-        trained = fine_tune(load(values=values, environment={}))
-        return _made(trained)
+    return _made(fine_tune(load(values=values, environment={})))
 
 
 def _made(trained):
