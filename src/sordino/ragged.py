@@ -32,9 +32,11 @@ def _sink(heap: Any, at: int, size: int) -> None:
     heap[at] = value
 
 
-@compiled([f"void({_read(kind)}, {_read('i8')}, {_read('i8')}, f8[::1])" for kind in ("f4", "f8")])
-def lowest_sums(values: Any, offsets: Any, keep: Any, sums: Any) -> None:
+@compiled([f"void({_read(kind)}, {_read('i8')}, {_read('i8')}, f8[::1], f8[::1])" for kind in ("f4", "f8")])
+def lowest_sums(values: Any, offsets: Any, keep: Any, sums: Any, limits: Any) -> None:
     """Fill `sums` (records) with the sum in float64 of the lowest `keep[i]` values of record i; NaN is the highest.
+
+    `limits` (records) are filled with the highest of those values, −∞ where there are none.
 
     The lowest so far are a heap whose root is their highest, so that a value costs one comparison unless it
     is among them: O(n ln keep) at worst, whatever the order.
@@ -60,6 +62,7 @@ def lowest_sums(values: Any, offsets: Any, keep: Any, sums: Any) -> None:
                 _sink(heap, 0, size)
         # Fewer numbers than are to be kept: NaN is among the lowest.
         sums[i] = np.nan if size < min(keep[i], offsets[i + 1] - offsets[i]) else heap[:size].sum()
+        limits[i] = heap[:size].max() if size > 0 else -np.inf
 
 
 @compiled(f"void({_read('f8')}, {_read('i8')}, {_read('i8')}, f8, f8[::1])")

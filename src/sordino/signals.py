@@ -69,14 +69,25 @@ class Ragged:
 
     def lowest_mean(self, share: float) -> Scores:
         """The mean of each record's lowest `max(1, ⌊share·n⌋)` values; NaN where there are none."""
+        sums, _, keep = self._lowest(share)
+        return np.where(self.counts > 0, sums / keep, np.nan)
+
+    def lowest(self, share: float) -> Bool[np.ndarray, " N"]:
+        """Which values are among their record's lowest `max(1, ⌊share·n⌋)`, with all that equal the highest of them."""
+        _, limits, _ = self._lowest(share)
+        marked: np.ndarray = np.asarray(self.values) <= np.repeat(limits, self.counts)
+        return marked
+
+    def _lowest(self, share: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Sums of each record's lowest values, the highest of them, and how many they are."""
         from sordino.ragged import lowest_sums  # Numba is loaded where it is needed
 
         counts = self.counts
         # 1e-9: 0.1 · 30 is 3.0000000000000004 below or 2.9999999999999996 above; both mean 3.
         keep = np.clip(np.floor(share * counts + 1e-9).astype(np.int64), 1, np.maximum(counts, 1))
-        sums = np.empty(len(counts))
-        lowest_sums(_floats(self.values), np.ascontiguousarray(self.offsets), keep, sums)
-        return np.where(counts > 0, sums / keep, np.nan)
+        sums, limits = np.empty(len(counts)), np.empty(len(counts))
+        lowest_sums(_floats(self.values), np.ascontiguousarray(self.offsets), keep, sums, limits)
+        return sums, limits, keep
 
     def window_wins(self, sizes: Sequence[int], least: float = 0.0) -> Scores:
         """The share of windows of values that sum to more than `least`, averaged over the window `sizes`.

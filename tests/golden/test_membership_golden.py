@@ -17,8 +17,9 @@ import torch
 from sordino.attacks.base import find
 from sordino.attacks.complexity import compressed_sizes
 from sordino.attacks.extraction.exposure import Exposure, search
+from sordino.attacks.frequencies import divergence, smoothed
 from sordino.reduction import token_statistics
-from sordino.signals import Signals, Statistics
+from sordino.signals import Ragged, Signals, Statistics
 
 
 def golden(name):
@@ -172,6 +173,35 @@ def test_recall(signals, dtype):
     made = replace(signals, measured={"prefixes": np.stack([after, -signals.nll], axis=1)})
     near(scores("recall", made), EXPECTED["recall"], dtype)
     near(-scores("recall", made), RAW["mimir"]["recall"], dtype)  # lower = member there
+
+
+def test_surp(signals, dtype):
+    near(scores("surp", signals, k=0.4, entropy=2.0), EXPECTED["surp_k40_entropy2.0"], dtype)
+    for k, entropy in itertools.product((20, 40, 100), (1.0, 2.0, 3.0)):
+        wanted = np.array([row[f"k{k}_entropy{entropy}"] for row in RAW["sok_surp"]])
+        # Where nothing surprises the tool gives −100, and a share of less than a token is no token to it.
+        told = wanted != -100
+        near(scores("surp", signals, k=k / 100, entropy=entropy)[told], wanted[told], dtype)
+
+
+@pytest.mark.parametrize(("cap", "key"), [(0.01, "a0.01"), (0.1, "a0.1"), (1e9, "uncapped")])
+def test_dc_pdd(signals, dtype, cap, key):
+    frequency = smoothed(np.array(INPUTS["token_counts_for_dc_pdd"]))
+    near(divergence(signals.statistics, frequency, cap), EXPECTED[f"dc_pdd_{key}"], dtype)
+
+
+def test_pac(signals, dtype):
+    """PAC is no attack here (it was made for pretraining data), but our lowest means give its numbers."""
+
+    def distance(logprob):
+        return -Ragged(-np.asarray(logprob.values), logprob.offsets).lowest_mean(0.4) - logprob.lowest_mean(0.3)
+
+    own = distance(signals.logprob)
+    near(own, [row["kmin0.3_kmax0.4"]["polarized_distance"] for row in RAW["sok_pac"]], dtype)
+    rows = [statistics(unpadded(rows, dtype)) for rows in INPUTS["neighbour_rows"]]
+    adjacent = np.stack([distance(Ragged(found.logprob, found.offsets)) for found in rows])
+    near(adjacent, [row["kmin0.3_kmax0.4"]["adjacent"] for row in RAW["sok_pac"]], dtype)
+    near(own - adjacent.mean(axis=1), EXPECTED["pac_kmin0.3_kmax0.4"], dtype)
 
 
 def test_con_recall(signals, dtype):
