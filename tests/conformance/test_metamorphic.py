@@ -26,7 +26,7 @@ from sordino.stats import auc, bootstrap, delong
 from sordino.train.flow import fine_tune
 
 ATTACKS = {n: a for n, a in discover("membership").items() if a.run.__module__.startswith("sordino.")}
-INPUTS = InputPlan(shadows=4, known=40, neighbours=2, shots=2, samples=2)
+INPUTS = InputPlan(shadows=2, known=40, neighbours=2, shots=2, samples=2)
 WORDS = (
     "amber", "basil", "cedar", "delta", "ember", "fjord", "grove", "hazel", "inlet", "juniper", "kelp", "larch",
     "maple", "nutmeg", "onyx", "poplar", "quartz", "reed", "sorrel", "thyme", "umber", "violet", "willow", "yarrow",
@@ -36,7 +36,7 @@ WORDS = (
 def rows() -> list[dict[str, str]]:
     """Records of different lengths, by units of two; some are also somebody else's, word for word."""
     rng, made = np.random.default_rng(3), []
-    for unit in range(90):
+    for unit in range(64):
         texts = [" ".join(rng.choice(WORDS, rng.integers(6, 16))).capitalize() + "." for _ in range(2)]
         made += [{"id": f"r{unit}-{k}", "text": text, "who": f"u{unit}"} for k, text in enumerate(texts)]
         if unit % 5 == 0:

@@ -205,6 +205,7 @@ def test_a_killed_run_goes_on_with_its_rows_and_its_curve(records, tmp_path):
         assert (broken.private / name).read_bytes() == (whole.private / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_private_run_tests_its_rows_and_claims_about_canaries(records, tmp_path):
     train = {"epochs": 1, "batch_size": 16, "learning_rate": 5e-3, "per_sample": "book-keeping"}
     canaries = {"per_level": 0, "audit": {"design": "new-token", "count": 40}}

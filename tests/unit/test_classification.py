@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import pytest
 from classifier_fixtures import CLASSES, write_bert, write_corpus, write_decoder
@@ -65,7 +66,7 @@ def test_training_lowers_the_loss_and_says_how_many_are_right(overfitted):
 def test_what_is_known_by_heart_is_found_and_the_untuned_model_tells_nothing(overfitted):
     _, report = overfitted
     names = {a.name for a in report.attempts}
-    assert names == {"correctness", "loss", "modified_entropy", "reference", "reference_ratio"}
+    assert names == {"correctness", "dataset_inference", "loss", "modified_entropy", "reference", "reference_ratio"}
     for attempt in report.attempts:
         if attempt.name in ("loss", "modified_entropy"):
             assert attempt.estimates["auc"].value > 0.6
@@ -118,7 +119,9 @@ def test_the_report_speaks_of_a_classifier(overfitted):
             assert wrong not in text
     assert "Held-out accuracy" in page
     assert "modified_entropy" in shown
-    assert "error_zone, lowercase, min_k" in shown
+    [left_out] = re.findall(r"Scores over the tokens of a text \(([^)]*)\)", " ".join(shown.split()))
+    assert {"error_zone", "lowercase", "min_k"} <= set(left_out.split(", "))
+    assert "loss" not in left_out.split(", ")
 
 
 def test_a_second_audit_runs_no_model(overfitted):

@@ -77,8 +77,8 @@ def test_mutants_of_clipping(make_model, monkeypatch, mutant):
     else:
         settle = engine.Clipper._first_pass
 
-        def forgets(self, values, *, keep):
-            kept = settle(self, values, keep=keep)
+        def forgets(self, values, *, keep, again):
+            kept = settle(self, values, keep=keep, again=again)
             self.squares.pop("model.norm.weight")
             kept.pop("model.norm.weight")
             return kept

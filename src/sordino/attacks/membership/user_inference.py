@@ -7,7 +7,12 @@ from sordino.signals import Ragged, Scores, Signals
 
 
 @membership(
-    paper="Kandpal et al. 2024, arXiv:2310.09266", base=True, needs=("logprob",), inputs=("units",), level="unit"
+    paper="Kandpal et al. 2024, arXiv:2310.09266",
+    base=True,
+    needs=("logprob",),
+    inputs=("units",),
+    level="unit",
+    tasks=("causal-lm", "classification"),
 )
 def user_inference(signals: Signals) -> Scores:
     """Score a unit by the mean over its documents of ln p_θ(x) − ln p_ref(x), whole documents, not tokens (eq. 4).
