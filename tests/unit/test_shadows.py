@@ -156,7 +156,7 @@ def test_an_audit_with_shadows_finds_more_than_one_without(target):
     assert not any("shadow" in text for text in report.untested)
     lira = next(a for a in report.attempts if a.name == "lira")
     assert 0.2 < lira.control["auc"].value < 0.8
-    assert any(f"{count} models trained as the target was" in note for note in lira.notes)
+    assert any("8 models trained as the target was" in note for note in lira.notes)
     forwards = [e for e in (target.path / "events.jsonl").read_text().splitlines() if '"audited"' in e]
     audit(target, attacks=names, inputs=InputPlan(shadows=8))
     again = [e for e in (target.path / "events.jsonl").read_text().splitlines() if '"audited"' in e]
