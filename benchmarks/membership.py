@@ -7,7 +7,8 @@
 
 The data and the model are read from $SORDINO_DATA (default: ../shared). A cell is one run with all attacks: data set,
 method and seed; its result is kept as JSON under --out, and an interrupted training or audit goes on. Coins are drawn
-anew for each seed, so that counts at a false-positive rate can be pooled over seeds.
+anew for each seed, so that counts at a false-positive rate can be pooled over seeds. The first data set gets every
+attack; the others those of the first rank, which are the quick ones and those with shadows.
 """
 
 import argparse
@@ -31,7 +32,7 @@ MODEL = "models/stories260k"
 MARKS = ("<!-- figures: made by benchmarks/membership.py -->", "<!-- end of figures -->")
 
 SETS: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "tofu": ("data/tofu/full.json", ("--data.text", "answer")),
+    "tofu": ("data/tofu/full.json", ("--data.text", "answer")),  # the first ROWS of it
     "presidio": ("data/pii/presidio_synth_v2.json", ("--data.text", "full_text")),
     "mts": ("data/medical/mts_dialog_train.csv", ("--data.text", "section_text")),
     "authors": ("data/tofu/full.json", ("--data.text", "answer", "--data.unit_rows", "20")),
@@ -60,9 +61,19 @@ COMMON = (
     "--audit.prefix_tokens", "24", "--audit.suffix_tokens", "12",
     "--audit.inputs.known", "200", "--audit.inputs.samples", "2",
 )  # fmt: skip
-# Trained together, shadows cost little; one after the other they cost K trainings.
-SUITES = {"authors": "quick"}  # of all others: every attack
-SHADOWS = {"lora": 8, "full": 8, "prefix": 4, "bitfit": 4}
+ROWS = {"tofu": 2400}  # the first 120 of 200 authors, so that the grid takes no more than an hour and a half
+SHADOWS = 4  # the same for all methods, of which only LoRA's are trained together
+RATES_AT = (0.01, 0.1)
+_ARITHMETIC = (
+    "loss", "zlib", "lowercase", "reference", "reference_ratio", "min_k", "min_k_plus_plus", "error_zone", "windows",
+)  # fmt: skip
+_SHADOWED = ("lira", "lira_offline", "rmia", "rmia_offline", "rmia_ratio")
+# Of a data set that is not named here: every attack.
+ATTACKS: Mapping[str, tuple[str, ...]] = {
+    "presidio": (*_ARITHMETIC, *_SHADOWED, "dataset_inference"),
+    "mts": (*_ARITHMETIC, *_SHADOWED, "dataset_inference"),
+    "authors": (*_ARITHMETIC, "user_inference", "dataset_inference"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +89,19 @@ class Cell:
         """The keys given to `sordino train`, without paths of this machine."""
         epochs = EPOCHS[self.method] * LONGER.get(self.data, 1)
         how = ("--train.learning_rate", RATES[self.method], "--train.epochs", str(epochs))
-        shadows = ("--audit.inputs.shadows", str(SHADOWS[self.method]))
+        shadows = ("--audit.inputs.shadows", str(SHADOWS))
         return (*SETS[self.data][1], *COMMON, *METHODS[self.method], *how, *shadows, "--seed", str(self.seed))
+
+    @property
+    def attacks(self) -> tuple[str, ...]:
+        """The attacks by name; all of them where none is named."""
+        return ATTACKS.get(self.data, ())
 
     @property
     def name(self) -> str:
         """A name that changes with the settings, so that no result of others is taken for its own."""
-        digest = hashlib.blake2b(json.dumps(self.keys).encode(), digest_size=3).hexdigest()
+        settled = (self.keys, self.attacks, ROWS.get(self.data))
+        digest = hashlib.blake2b(json.dumps(settled).encode(), digest_size=3).hexdigest()
         return f"{self.data}-{self.method}-{self.seed}-{digest}"
 
 
@@ -114,6 +131,20 @@ def counted(folder: Path, seed: int, fpr: float) -> dict[str, dict[str, int]]:
     return found
 
 
+def source(data: str, out: Path) -> Path:
+    """The file of a data set, or its first rows in a file of their own."""
+    path = DATA / SETS[data][0]
+    if data not in ROWS:
+        return path
+    some = out / f"{data}-{ROWS[data]}.json"
+    rows = path.read_text().splitlines(keepends=True)[: ROWS[data]]
+    if not some.exists():
+        whole = some.with_suffix(f".{os.getpid()}")
+        whole.write_text("".join(rows))
+        whole.replace(some)
+    return some
+
+
 def run(cell: Cell, out: Path) -> None:
     """Train and audit one cell and keep its figures."""
     import torch
@@ -129,7 +160,7 @@ def run(cell: Cell, out: Path) -> None:
     if path.exists():
         return
     values = {
-        "data": {"path": str(DATA / SETS[cell.data][0])}, "out": str(out / "runs" / cell.name),
+        "data": {"path": str(source(cell.data, out))}, "out": str(out / "runs" / cell.name),
         "model": {"path": str(DATA / MODEL), "device": "cpu"},
     }  # fmt: skip
     config = load(values=values, environment={}, flags=list(cell.keys))
@@ -139,7 +170,7 @@ def run(cell: Cell, out: Path) -> None:
     if opened.card.status != "trained":
         train_run(opened)
     trained = time.process_time()
-    report = audit(opened, suite=SUITES.get(cell.data, "all"))  # type: ignore[arg-type]
+    report = audit(opened, suite="all", attacks=cell.attacks)
     attacks = discover("membership")
     result = {
         "cell": asdict(cell), "keys": cell.keys, "training": dict(opened.card.training),
@@ -155,7 +186,7 @@ def run(cell: Cell, out: Path) -> None:
             }
             for a in report.attempts if a.family == "membership"
         },
-        "rates": counted(opened.path, cell.seed, 0.01),
+        "rates": {str(rate): counted(opened.path, cell.seed, rate) for rate in RATES_AT},
     }  # fmt: skip
     keep(path, result)
     print(f"done: {cell.name}", file=sys.stderr, flush=True)

@@ -23,16 +23,20 @@ def area(found: Sequence[Mapping[str, Any]]) -> str:
     return f"{mean(values):.3f} [{min(f['low'] for f in found):.2f}, {max(f['high'] for f in found):.2f}]"
 
 
-def pooled(found: Sequence[Mapping[str, int]]) -> str:
-    """TPR at 1 % FPR over all seeds, each with a threshold of its own; and the FPR that came out."""
-    total = {k: sum(f[k] for f in found) for k in ("hits", "members", "alarms", "non-members")}
-    if total["non-members"] < 1000:
-        return f"TPR: needs 1,000 non-members to judge by, n = {total['non-members']}"
-    tpr = clopper_pearson(total["hits"], total["members"])
-    return (
-        f"TPR {100 * (tpr.value or 0):.1f} % [{100 * tpr.low:.1f}, {100 * tpr.high:.1f}] "
-        f"at {100 * total['alarms'] / total['non-members']:.1f} %"
-    )
+def pooled(found: Mapping[str, Sequence[Mapping[str, int]]]) -> str:
+    """TPR over all seeds, each with its own threshold, at the lowest FPR that is resolved; and the FPR that came out.
+
+    Resolved is a rate by which ten of the non-members that judge it are false alarms.
+    """
+    for rate in sorted(found, key=float):
+        total = {k: sum(f[k] for f in found[rate]) for k in ("hits", "members", "alarms", "non-members")}
+        if total["non-members"] * float(rate) >= 10:
+            tpr = clopper_pearson(total["hits"], total["members"])
+            return (
+                f"TPR {100 * (tpr.value or 0):.1f} % [{100 * tpr.low:.1f}, {100 * tpr.high:.1f}] at "
+                f"{100 * float(rate):g} % ({100 * total['alarms'] / total['non-members']:.1f} %)"
+            )
+    return "TPR: not resolved"
 
 
 def field(results: Results, data: str, method: str, seeds: Sequence[int], name: str) -> str:
@@ -42,8 +46,8 @@ def field(results: Results, data: str, method: str, seeds: Sequence[int], name: 
     if not made:
         return NOT_RUN if not there else "–"
     text = area([r["attempts"][name]["auc"] for r in made])
-    rates = [r["rates"][name] for r in made if name in r["rates"]]
-    if rates and data != "authors":
+    rates = {rate: [r["rates"][rate][name] for r in made if name in r["rates"][rate]] for rate in made[0]["rates"]}
+    if any(rates.values()) and data != "authors":
         text += f"<br>{pooled(rates)}"
     return text if len(made) == len(seeds) else f"{text}<br>({len(made)} of {len(seeds)} seeds)"
 
@@ -78,10 +82,7 @@ def tables(results: Results, columns: Mapping[str, Sequence[str]], seeds: Sequen
         inside, outside = counts["members"], counts["non-members"]
         lines += [f"Seed {min(k[2] for k in there)}: {inside:,} members and {outside:,} non-members are judged.", ""]
         names = dict.fromkeys(n for r in there.values() for n in r["attempts"])
-        best = {
-            n: max(mean([r["attempts"][n]["auc"]["value"]]) for r in there.values() if n in r["attempts"])
-            for n in names
-        }
+        best = {n: mean(r["attempts"][n]["auc"]["value"] for r in there.values() if n in r["attempts"]) for n in names}
         lines += [
             f"| attack | {' | '.join(methods)} | untuned model | costs |",
             "|---" * (len(methods) + 3) + "|",

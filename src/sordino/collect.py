@@ -19,9 +19,9 @@ from sordino.reduction import head_statistics
 from sordino.serialize import Tokens
 from sordino.signals import Statistics
 
-__all__ = ["collect", "likeliest"]
+__all__ = ["BATCH_TOKENS", "Head", "Window", "batched", "collect", "likeliest", "padded", "windows_of"]
 
-_BATCH_TOKENS = {"cpu": 4096, "cuda": 32768, "mps": 16384}
+BATCH_TOKENS = {"cpu": 4096, "cuda": 32768, "mps": 16384}
 # Settings by which known architectures change logits after the head.
 _AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 _FIELDS = ("logprob", "mean", "variance", "rank", "top")
@@ -32,7 +32,7 @@ Tick = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class _Window:
+class Window:
     """Tokens `start:stop` of a record, of which those from `first` on are scored here."""
 
     record: int
@@ -41,20 +41,20 @@ class _Window:
     first: int
 
 
-def _windows(tokens: Sequence[Tokens], context: int) -> Iterator[_Window]:
-    # Each token is scored once, with at least half a context before it (but for the beginning).
+def windows_of(tokens: Sequence[Tokens], context: int) -> Iterator[Window]:
+    """The windows of each record: a token is scored once, after at least half a context (but for the beginning)."""
     for record, item in enumerate(tokens):
         start, first = 0, 1
         while True:
             stop = min(start + context, len(item))
-            yield _Window(record, start, stop, first)
+            yield Window(record, start, stop, first)
             if stop == len(item):
                 break
             first = stop
             start = max(0, min(stop - context // 2, len(item) - context))
 
 
-class _Head:
+class Head:
     """The hidden states before a model's head, and the head on chosen rows of them.
 
     A hook hands the head an empty sequence and keeps what it would have read, so any architecture
@@ -144,7 +144,8 @@ class _Head:
         return split.shape == whole.shape and torch.allclose(split, whole, rtol=1e-4, atol=1e-4)
 
 
-def _batches(windows: Sequence[_Window], budget: int) -> Iterator[list[int]]:
+def batched(windows: Sequence[Window], budget: int) -> Iterator[list[int]]:
+    """Which windows go together: of similar length, and padded no more than `budget` tokens."""
     order = sorted(range(len(windows)), key=lambda i: windows[i].stop - windows[i].start)
     batch: list[int] = []
     for i in order:
@@ -157,7 +158,7 @@ def _batches(windows: Sequence[_Window], budget: int) -> Iterator[list[int]]:
         yield batch
 
 
-def _pad(windows: Sequence[_Window], tokens: Sequence[Tokens], pad: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def padded(windows: Sequence[Window], tokens: Sequence[Tokens], pad: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Ids and attention mask (B, T), and which positions' *next* token is scored here."""
     width = max(w.stop - w.start for w in windows)
     ids = np.full((len(windows), width), pad, dtype=np.int64)
@@ -219,23 +220,23 @@ def likeliest(
 
 def _read(
     model: Model, tokens: Sequence[Tokens], offsets: np.ndarray, after: np.ndarray | None, tick: Tick
-) -> Generator[tuple[np.ndarray, _Head, Tensor, Tensor], None, None]:
+) -> Generator[tuple[np.ndarray, Head, Tensor, Tensor], None, None]:
     """Batch by batch: which rows of the output it fills, the head, its hidden states, and their targets."""
     shared = 0 if after is None else len(after)
-    windows = list(_windows(tokens, model.context - shared))
+    windows = list(windows_of(tokens, model.context - shared))
     # Windows of prompt alone, and records too short to score, cost no pass.
     idle = [w for w in windows if not tokens[w.record].target[w.first : w.stop].any()]
     windows = [w for w in windows if tokens[w.record].target[w.first : w.stop].any()]
     tick(_finished(idle, tokens))
     with model.active() as module:
-        head = _Head(model, module)
-        budget = _BATCH_TOKENS.get(model.device.type, 4096)
+        head = Head(model, module)
+        budget = BATCH_TOKENS.get(model.device.type, 4096)
         joined: np.ndarray | None = None
         if after is not None and windows and not head.follow(after, max(w.stop - w.start for w in windows)):
             joined = after
-        for batch in _batches(windows, budget):
+        for batch in batched(windows, budget):
             chosen = [windows[i] for i in batch]
-            ids, mask, scored = _pad(chosen, tokens, model.tokenizer.pad_token_id)
+            ids, mask, scored = padded(chosen, tokens, model.tokenizer.pad_token_id)
             if joined is not None:
                 ids, mask, scored = _joined(joined, ids, mask, scored)
             where = np.concatenate([_targets(w, tokens[w.record], offsets) for w in chosen])
@@ -256,12 +257,12 @@ def _joined(
     )
 
 
-def _finished(windows: Sequence[_Window], tokens: Sequence[Tokens]) -> int:
+def _finished(windows: Sequence[Window], tokens: Sequence[Tokens]) -> int:
     """How many records have their last window among these."""
     return sum(w.stop == len(tokens[w.record]) for w in windows)
 
 
-def _targets(window: _Window, item: Tokens, offsets: np.ndarray) -> np.ndarray:
+def _targets(window: Window, item: Tokens, offsets: np.ndarray) -> np.ndarray:
     """The rows of the output that the scored tokens of a window fill."""
     before = int(item.target[: window.first].sum())
     count = int(item.target[window.first : window.stop].sum())
@@ -269,7 +270,7 @@ def _targets(window: _Window, item: Tokens, offsets: np.ndarray) -> np.ndarray:
     return rows
 
 
-def _states(model: Model, head: _Head, ids: np.ndarray, mask: np.ndarray, scored: np.ndarray) -> tuple[Tensor, Tensor]:
+def _states(model: Model, head: Head, ids: np.ndarray, mask: np.ndarray, scored: np.ndarray) -> tuple[Tensor, Tensor]:
     on = model.device
     input_ids, selected = torch.from_numpy(ids).to(on), torch.from_numpy(scored).to(on)
     states = head.hidden(input_ids, torch.from_numpy(mask).to(on))[selected]

@@ -77,7 +77,7 @@ def test_padding_order_and_company_change_nothing(model, monkeypatch):
     order = np.random.default_rng(1).permutation(len(tokens)).tolist()
     assert_close(collect(model, [tokens[i] for i in order]), whole.select(order))
     for budget in (1, 100):
-        monkeypatch.setitem(collecting._BATCH_TOKENS, "cpu", budget)
+        monkeypatch.setitem(collecting.BATCH_TOKENS, "cpu", budget)
         assert_close(collect(model, tokens), whole)
     monkeypatch.setitem(reduction._PIECE_BYTES, "cpu", 1)
     assert_close(collect(model, tokens), whole)
@@ -243,8 +243,8 @@ def same_numbers(model, prefix, tokens):
 def test_after_a_prefix_is_plain_concatenation(make_model, shape, monkeypatch):
     model = make_model(shape)
     kept = []
-    follow = collecting._Head.follow
-    monkeypatch.setattr(collecting._Head, "follow", lambda *args: kept.append(follow(*args)) or kept[-1])
+    follow = collecting.Head.follow
+    monkeypatch.setattr(collecting.Head, "follow", lambda *args: kept.append(follow(*args)) or kept[-1])
     same_numbers(model, np.arange(5, 25, dtype=np.int32), some_tokens((30, 3, 17, 9, 1, 44)))
     assert kept == [True], "the prefix was read again for every record"
 
@@ -265,11 +265,11 @@ def test_where_no_cache_gives_the_same_the_prefix_is_read_again(llama, monkeypat
     prefix, tokens = np.arange(5, 25, dtype=np.int32), some_tokens((30, 3, 17))
     plain = collect(llama, joined(prefix, tokens))
 
-    def wrong(self, ids, mask, _forward=collecting._Head._forward):
+    def wrong(self, ids, mask, _forward=collecting.Head._forward):
         made = _forward(self, ids, mask)
         return made if self.past is None else made + torch.arange(made.shape[-1])
 
-    monkeypatch.setattr(collecting._Head, "_forward", wrong)
+    monkeypatch.setattr(collecting.Head, "_forward", wrong)
     found = collect(llama, tokens, after=prefix)
     np.testing.assert_allclose(found.logprob, plain.logprob, rtol=1e-5, atol=1e-5)
 

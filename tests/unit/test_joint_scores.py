@@ -76,5 +76,5 @@ def test_few_tokens_at_a_time_are_the_same(make_model, monkeypatch):
     model, tokens = make_model("llama"), records()
     adapters = adapted(model)
     wanted = score_all(model, adapters, tokens)
-    monkeypatch.setitem(joint_scores._BATCH_TOKENS, "cpu", 70)
+    monkeypatch.setitem(joint_scores.BATCH_TOKENS, "cpu", 70)
     assert np.allclose(score_all(model, adapters, tokens), wanted, rtol=0, atol=1e-5, equal_nan=True)

@@ -11,7 +11,7 @@ import torch
 from brute_statistics import NAMES, brute, near
 from train_fixtures import some_tokens, tune
 
-from sordino.collect import _Head, collect
+from sordino.collect import Head, collect
 from sordino.config import MethodConfig, ModelConfig, TrainConfig
 from sordino.generate import Continuation, greedy
 from sordino.model import Model, attach, count_parameters, load, restore, save, weights_digest
@@ -192,7 +192,7 @@ def test_the_fused_pass_equals_a_record_at_a_time(case):
             columns.append(brute(reference(model, ids)[where - 1], ids[where]))
         with model.active() as module:
             # The head is split off; only Gemma 2 caps its logits behind it.
-            assert _Head(model, module).exact == (case.family != "gemma2")
+            assert Head(model, module).exact == (case.family != "gemma2")
         made = collect(model, tokens)
         near([getattr(made, n) for n in NAMES], [np.concatenate(c) for c in zip(*columns, strict=True)], 5e-5)
 

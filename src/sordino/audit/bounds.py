@@ -10,11 +10,7 @@ __all__ = ["from_coins", "value_of"]
 
 def value_of(scores: np.ndarray, member: np.ndarray, plan: AuditPlan) -> float:
     """ε̂ from one score and one label a coin (m), by the plan's bound; 0 where there is nothing to guess."""
-    guesses, right = stats.one_run_guesses(scores, member, plan.guess_share) if len(scores) else (0, 0)
-    if guesses == 0:
-        return 0.0
-    bound = stats.epsilon_f_dp if plan.bound == "f-dp" else stats.epsilon_one_run
-    return bound(len(member), guesses, right, plan.delta, plan.confidence)
+    return from_coins(scores, member, plan)[0].value or 0.0
 
 
 def from_coins(
@@ -25,7 +21,8 @@ def from_coins(
     Source: Steinke, Nasr and Jagielski 2023, theorem 5.2, or Mahloujifar, Melis and Chaudhuri 2024.
     """
     guesses, right = stats.one_run_guesses(scores, member, plan.guess_share) if len(scores) else (0, 0)
-    value, count = value_of(scores, member, plan), len(member)
+    bound, count = stats.epsilon_f_dp if plan.bound == "f-dp" else stats.epsilon_one_run, len(member)
+    value = bound(count, guesses, right, plan.delta, plan.confidence) if guesses else 0.0
     kind = "f-DP one-run lower bound for Gaussian mechanisms" if plan.bound == "f-dp" else "one-run lower bound"
     method = f"{kind}, {right} of {guesses} guesses right over {count} {what}, δ = {plan.delta:g}"
     high = stats.UNBOUNDED

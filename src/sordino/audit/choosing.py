@@ -62,7 +62,9 @@ def choose(names: Sequence[str], context: Context) -> Chosen:
     if not membership:
         raise AuditError("No membership attack can be carried out with this access.", _HINT)
     lacked = {n: why for n, why in missing.items() if n in wanted or n in windowed}
-    later = [n for n in known if n not in wanted and n not in missing] if not names else []
+    # What a larger suite would have is named even where it would lack something: it then says what.
+    served = isinstance(subject, Written)
+    later = [n for n in known if n not in wanted and not (served and n in missing)] if not names else []
     return Chosen(
         membership=membership,
         extraction={n: a for n, a in windowed.items() if n not in missing},
@@ -81,7 +83,8 @@ def _dearer(names: Sequence[str], known: Mapping[str, Attack]) -> tuple[str, ...
     for suite in SUITES[1:]:
         mine = ", ".join(n for n in names if known[n].suite == suite)
         if mine:
-            told.append(f"Attacks that cost more ({mine}): `sordino audit RUN --suite {suite}` makes them.")
+            made = f"`sordino audit RUN --suite {suite}` makes them, or says what they lack"
+            told.append(f"Attacks that cost more ({mine}): {made}.")
     return tuple(told)
 
 

@@ -9,6 +9,7 @@ from sordino.audit.external import External
 from sordino.audit.inputs import measured
 from sordino.audit.inputs.context import Context, Pair
 from sordino.audit.subjects import Trained
+from sordino.audit.weights import has_weights
 from sordino.evidence import digest
 from sordino.results import encode
 
@@ -27,7 +28,7 @@ def held(context: Context) -> LocalSubject:
 
 def lacking_weights(context: Context) -> str:
     """What is missing to run the model here, in words."""
-    return "" if isinstance(context.collector.subject, Trained | External) else "the model's weights"
+    return "" if has_weights(context.collector.subject, "tuned") else "the model's weights"
 
 
 def lacking_gradients(context: Context) -> str:

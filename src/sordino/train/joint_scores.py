@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sordino.collect import _BATCH_TOKENS, _batches, _Head, _pad, _Window, _windows
+from sordino.collect import BATCH_TOKENS, Head, Window, batched, padded, windows_of
 from sordino.model import Model
 from sordino.reduction import head_statistics
 from sordino.serialize import Tokens
@@ -27,14 +27,14 @@ def score_all(
     once for all, where that is exact. `tick` is told how many records have been done under all adapters.
     """
     adapters.check()
-    windows = [w for w in _windows(tokens, model.context) if tokens[w.record].target[w.first : w.stop].any()]
+    windows = [w for w in windows_of(tokens, model.context) if tokens[w.record].target[w.first : w.stop].any()]
     last = {w.record: w.stop for w in windows}
     sums = np.zeros((len(adapters), len(tokens)))
     counts = np.array([int(t.target[1:].sum()) for t in tokens], dtype=np.int64)
     tick(int((counts == 0).sum()))
-    budget = _BATCH_TOKENS.get(model.device.type, 4096)
+    budget = BATCH_TOKENS.get(model.device.type, 4096)
     scorer = _Scorer(model, adapters, budget)
-    for batch in _batches(windows, max(1, budget // len(adapters))):
+    for batch in batched(windows, max(1, budget // len(adapters))):
         chosen = [windows[i] for i in batch]
         records = [w.record for w in chosen]
         for rows, found in scorer.sums(chosen, tokens):
@@ -52,11 +52,11 @@ class _Scorer:
         found = find_trunk(model, [layer.name for layer in adapters.layers], training=False)
         self.trunk = found if isinstance(found, Trunk) else None
         with model.active() as module:
-            self.head = _Head(model, module)
+            self.head = Head(model, module)
 
-    def sums(self, windows: Sequence[_Window], tokens: Sequence[Tokens]) -> list[tuple[np.ndarray, np.ndarray]]:
+    def sums(self, windows: Sequence[Window], tokens: Sequence[Tokens]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Some adapters (G), and Σ ln p of the targets of `windows` under each (G, windows), until all are done."""
-        ids, mask, scored = _pad(windows, tokens, self.model.tokenizer.pad_token_id)
+        ids, mask, scored = padded(windows, tokens, self.model.tokenizer.pad_token_id)
         device = self.model.device
         inputs, masks = torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
         owner = np.nonzero(scored)[0]
