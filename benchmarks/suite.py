@@ -36,6 +36,8 @@ from sordino.train.flow import create, prepare, train_run
 
 DATA = Path(os.environ.get("SORDINO_DATA", Path(__file__).resolve().parents[2] / "shared"))
 KNOWN = 60
+# What a run keeps of an audit, so that the next need not compute it.
+KEPT = ("signals", "exposures", "written", "references", "shadows")
 
 
 def trained(folder: Path, records: int) -> Run:
@@ -100,10 +102,15 @@ def watched(clock: Clock) -> Iterator[None]:
         Model.active, judging.score = active, score
 
 
+def forget(run: Run) -> None:
+    """Throw away what was computed or written for earlier attacks."""
+    for kept in KEPT:
+        shutil.rmtree(run.private / kept, ignore_errors=True)
+
+
 def together(run: Run) -> tuple[AuditReport, Clock]:
     """A: one audit with all attacks, from an empty store."""
-    for kept in ("signals", "exposures"):
-        shutil.rmtree(run.private / kept, ignore_errors=True)
+    forget(run)
     clock = Clock()
     with watched(clock), clock("audit"):
         report = audit(run, suite="full")
@@ -117,6 +124,7 @@ def apart(run: Run, attacks: dict[str, Attack], folder: Path) -> float:
     known = _told(placed, plan, 0)
     started = time.process_time()
     for name, attack in attacks.items():
+        forget(run)
         shutil.rmtree(folder / name, ignore_errors=True)
         collector.store = Store(folder / name)
         context = Context(collector=collector, examples=candidates, known=known, plan=plan, seed=0)

@@ -41,7 +41,7 @@ def rows() -> list[dict[str, str]]:
         made += [{"id": f"r{unit}-{k}", "text": text, "who": f"u{unit}"} for k, text in enumerate(texts)]
         if unit % 5 == 0:
             made.append({"id": f"r{unit}-2", "text": texts[0], "who": f"other{unit}"})
-    return made
+    return [row | {"less": row["text"][::-1]} for row in made]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def run(make_model, tmp_path_factory):
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
     values = {
         "model": {"path": str(folder / "base"), "device": "cpu"},
-        "data": {"path": str(folder / "data.jsonl"), "text": "text", "id": "id", "unit": "who"},
+        "data": {"path": str(folder / "data.jsonl"), "text": "text", "id": "id", "unit": "who", "rejected": "less"},
         "out": str(folder / "runs"),
         "method": {"rank": 4},
         "split": {"candidates": 0.6, "validation": 0.25},
