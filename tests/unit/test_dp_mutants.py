@@ -18,7 +18,10 @@ from sordino.ledger import Journal
 SETTINGS = DPConfig(noise_multiplier=1.0, clip_norm=0.7)
 
 
-@pytest.mark.parametrize("clipping", ["flat", "automatic", "per-layer", "adaptive"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("automatic", "per-layer")]
+
+
+@pytest.mark.parametrize("clipping", ["flat", *SLOW, "adaptive"])
 def test_a_sound_mechanism_passes(clipping):
     found = self_audit(DPConfig(noise_multiplier=1.0, clip_norm=0.7, clipping=clipping))
     assert found["the largest sensitivity"] <= 0.7 * (1 + 1e-6)

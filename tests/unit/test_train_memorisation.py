@@ -12,7 +12,7 @@ from train_fixtures import fresh, new_run, some_tokens, weights
 
 from sordino.config import MethodConfig, TrainConfig, load
 from sordino.errors import ConfigError, TrainingError
-from sordino.model import Model, attach
+from sordino.model import Model, attach, save
 from sordino.model import load as load_model
 from sordino.serialize import Tokens
 from sordino.train.dropout import set_dropout, with_dropout
@@ -66,7 +66,8 @@ def test_goldfish_keeps_prompts_out_counts_and_leaves_its_argument_alone():
 
 
 @pytest.fixture
-def records(tmp_path):
+def records(tmp_path, make_model):
+    save(make_model("llama"), tmp_path / "base")
     rng = np.random.default_rng(0)
     with (tmp_path / "r.jsonl").open("w") as file:
         for _ in range(80):
@@ -76,7 +77,8 @@ def records(tmp_path):
 
 def config(records, train, **more):
     values = {
-        "data": {"path": str(records)}, "out": str(records.parent / "runs"), "model": {"device": "cpu"},
+        "data": {"path": str(records)}, "out": str(records.parent / "runs"),
+        "model": {"path": str(records.parent / "base"), "device": "cpu"},
         "canaries": {"per_level": 1}, "split": {"candidates": 0.8}, "method": {"rank": 2},
         "train": {"epochs": 2, "batch_size": 8, "learning_rate": 5e-3, **train},
     }  # fmt: skip

@@ -1,0 +1,23 @@
+"""The configuration of a run: frozen dataclasses, filled from YAML, then environment, then flags."""
+
+from sordino.config.checks import check_dp, check_inputs, check_method, check_target, check_values
+from sordino.config.loading import convert, load, recorded, recorded_as
+from sordino.config.schema import DPConfig, MethodConfig, ModelConfig, MonitorConfig, RunConfig, TrainConfig
+
+__all__ = [
+    "DPConfig",
+    "MethodConfig",
+    "ModelConfig",
+    "MonitorConfig",
+    "RunConfig",
+    "TrainConfig",
+    "check_dp",
+    "check_inputs",
+    "check_method",
+    "check_target",
+    "check_values",
+    "convert",
+    "load",
+    "recorded",
+    "recorded_as",
+]
