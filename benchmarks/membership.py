@@ -106,8 +106,11 @@ class Cell:
 
 
 def grid(seeds: Sequence[int], only: str) -> list[Cell]:
-    """The cells to run: a seed of everything before the next seed."""
-    cells = [Cell(data=d, method=m, seed=s) for s in seeds for d, methods in COLUMNS.items() for m in methods]
+    """The cells to run: all of the first data set, then a seed of all others before the next seed."""
+    first, *others = COLUMNS
+    cells = [
+        Cell(data=d, method=m, seed=s) for some in ([first], others) for s in seeds for d in some for m in COLUMNS[d]
+    ]
     return [cell for cell in cells if only in cell.name]
 
 
