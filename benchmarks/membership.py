@@ -61,7 +61,7 @@ COMMON = (
     "--audit.prefix_tokens", "24", "--audit.suffix_tokens", "12",
     "--audit.inputs.known", "200", "--audit.inputs.samples", "2",
 )  # fmt: skip
-ROWS = {"tofu": 2400}  # the first 120 of 200 authors, so that the grid takes no more than an hour and a half
+ROWS = {"tofu": 1200}  # the first 60 of 200 authors, so that the grid takes no more than an hour and a half
 SHADOWS = 4  # the same for all methods, of which only LoRA's are trained together
 RATES_AT = (0.01, 0.1)
 _ARITHMETIC = (
@@ -115,22 +115,26 @@ def grid(seeds: Sequence[int], only: str) -> list[Cell]:
 
 
 def counted(folder: Path, seed: int, fpr: float) -> dict[str, dict[str, int]]:
-    """Hits and false alarms of each attack above a threshold set by half of the non-members."""
+    """Hits and false alarms of each attack: half of all records above a threshold set by the other non-members, twice.
+
+    So each record is judged once, by a threshold that it had no part in.
+    """
     import numpy as np
 
     from sordino import stats
 
     rows = json.loads((folder / "private" / "scores.json").read_text())
     member = np.array(rows["member"], dtype=bool)
-    held, found = stats.calibration_split(member, None, seed), {}
+    first, found = np.random.default_rng(seed).random(len(member)) < 0.5, {}
     for name, scores in rows["scores"].items():
-        values = np.array(scores)
-        threshold = stats.tpr_at_fpr(values, member, held, fpr)[2]
-        judged = ~held & ~member
-        found[name] = {
-            "hits": int((values[member] > threshold).sum()), "members": int(member.sum()),
-            "alarms": int((values[judged] > threshold).sum()), "non-members": int(judged.sum()),
-        }  # fmt: skip
+        values, hits, alarms = np.array(scores), 0, 0
+        for sets in (first, ~first):
+            # tpr_at_fpr takes its threshold from the non-members held out, and judges by the others.
+            threshold = stats.tpr_at_fpr(values, member, sets & ~member, fpr)[2]
+            above = (values > threshold) & ~sets
+            hits, alarms = hits + int((above & member).sum()), alarms + int((above & ~member).sum())
+        inside = int(member.sum())
+        found[name] = {"hits": hits, "members": inside, "alarms": alarms, "non-members": len(member) - inside}
     return found
 
 
