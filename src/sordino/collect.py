@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sordino.decoding import Decoding, decoding_logprob
 from sordino.model import Model, head_of, unwrapped
 from sordino.reduction import head_statistics
 from sordino.serialize import Tokens
 from sordino.signals import Statistics
 
-__all__ = ["BATCH_TOKENS", "Head", "Window", "batched", "collect", "likeliest", "padded", "windows_of"]
+__all__ = ["BATCH_TOKENS", "Head", "Window", "batched", "collect", "drawn", "likeliest", "padded", "windows_of"]
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 32768, "mps": 16384}
 # Settings by which known architectures change logits after the head.
@@ -206,16 +207,40 @@ def likeliest(
     model: Model, tokens: Sequence[Tokens], k: int, *, tick: Tick = lambda done: None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The `k` tokens that `model` finds likeliest in place of each target, and their ln p: ids and logs (N, k)."""
-    offsets = np.concatenate([[0], np.cumsum([int(t.target.sum()) for t in tokens])]).astype(np.int64)
+    offsets = _offsets(tokens)
     ids, logs = np.zeros((offsets[-1], k), dtype=np.int32), np.zeros((offsets[-1], k), dtype=np.float32)
-    with closing(_read(model, tokens, offsets, None, tick)) as batches:
-        for where, head, states, _ in batches:
-            for start in range(0, len(states), _ROWS):
-                logp = torch.log_softmax(head.logits(states[start : start + _ROWS]).float(), dim=-1)
-                best = logp.topk(k, dim=-1)
-                ids[where[start : start + _ROWS]] = best.indices.cpu().numpy()
-                logs[where[start : start + _ROWS]] = best.values.cpu().numpy()
+    with closing(_logits(model, tokens, offsets, tick)) as pieces:
+        for where, logits, _ in pieces:
+            best = torch.log_softmax(logits.float(), dim=-1).topk(k, dim=-1)
+            ids[where], logs[where] = best.indices.cpu().numpy(), best.values.cpu().numpy()
     return ids, logs
+
+
+def drawn(
+    model: Model, tokens: Sequence[Tokens], decodings: Sequence[Decoding], *, tick: Tick = lambda done: None
+) -> np.ndarray:
+    """The ln of the probability with which each of D decodings draws each target, after the true tokens: (N, D)."""
+    offsets = _offsets(tokens)
+    found = np.zeros((offsets[-1], len(decodings)), dtype=np.float32)
+    with closing(_logits(model, tokens, offsets, tick)) as pieces:
+        for where, logits, targets in pieces:
+            found[where] = decoding_logprob(logits, targets, decodings).cpu().numpy()
+    return found
+
+
+def _offsets(tokens: Sequence[Tokens]) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum([int(t.target.sum()) for t in tokens])]).astype(np.int64)
+
+
+def _logits(
+    model: Model, tokens: Sequence[Tokens], offsets: np.ndarray, tick: Tick
+) -> Generator[tuple[np.ndarray, Tensor, Tensor], None, None]:
+    """Whole logits, a few rows at a time: which rows of the output they are of, the logits (n, V), the targets (n)."""
+    with closing(_read(model, tokens, offsets, None, tick)) as batches:
+        for where, head, states, targets in batches:
+            for start in range(0, len(states), _ROWS):
+                piece = slice(start, start + _ROWS)
+                yield where[piece], head.logits(states[piece]), targets[piece]
 
 
 def _read(

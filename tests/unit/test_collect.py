@@ -10,8 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sordino import collect as collecting
 from sordino import reduction
-from sordino.collect import collect, likeliest
+from sordino.collect import collect, drawn, likeliest
 from sordino.config import MethodConfig, ModelConfig
+from sordino.decoding import Decoding, decoding_logprob
 from sordino.model import Model, attach
 from sordino.serialize import Tokens
 from sordino.signals import Statistics
@@ -294,3 +295,18 @@ def test_the_likeliest_tokens_are_those_of_whole_logits(model):
                 np.testing.assert_allclose(logs[row], best.values, rtol=1e-4, atol=1e-4)
                 row += 1
     assert len(ids) == sum(int(t.target.sum()) for t in tokens)
+
+
+def test_what_a_sampler_draws_is_told_for_every_target(model):
+    tokens = some_tokens()
+    grid = [Decoding(temperature=0), Decoding(temperature=0.7, top_k=40), Decoding(top_p=0.9), Decoding()]
+    found, wanted = drawn(model, tokens, grid), []
+    with torch.no_grad():
+        for item in tokens:
+            where, ids = np.flatnonzero(item.target), torch.from_numpy(item.ids.astype(np.int64))
+            logits = model.module(input_ids=ids[None]).logits[0][where - 1]
+            wanted.append(decoding_logprob(logits, ids[where], grid).numpy())
+    np.testing.assert_allclose(found, np.concatenate(wanted), atol=1e-4)
+    # Drawn from all tokens at temperature 1, a token is as likely as the model says.
+    np.testing.assert_allclose(found[:, 3], collect(model, tokens).logprob, atol=1e-4)
+    assert 0 < np.isfinite(found[:, 1]).sum() < len(found)

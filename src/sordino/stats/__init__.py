@@ -19,6 +19,7 @@ from sordino.stats.means import bootstrap, mean_interval, perplexity_interval, r
 from sordino.stats.multiplicity import benjamini_hochberg, conformal_p, holm
 from sordino.stats.permutation import max_t, max_t_within
 from sordino.stats.proportions import clopper_pearson, korn_graubard
+from sordino.stats.queries import log10_queries, queries, within
 from sordino.stats.ranking import PairedDifference, auc, delong, paired_delong, smallest_detectable_auc
 from sordino.stats.thresholds import calibration_split, three_way_split, tpr_at_fpr, tpr_at_fpr_in_sample
 
@@ -42,6 +43,7 @@ __all__ = [
     "gdp_mu",
     "holm",
     "korn_graubard",
+    "log10_queries",
     "max_t",
     "max_t_within",
     "mean_interval",
@@ -49,6 +51,7 @@ __all__ = [
     "one_run_p_value",
     "paired_delong",
     "perplexity_interval",
+    "queries",
     "ratio_interval",
     "roc",
     "smallest_detectable_auc",
@@ -56,4 +59,5 @@ __all__ = [
     "three_way_split",
     "tpr_at_fpr",
     "tpr_at_fpr_in_sample",
+    "within",
 ]
