@@ -46,7 +46,7 @@ def decoding_logprob(
 
     Of top-k, tokens as likely as the k-th stay. Of top-p, a token stays where those before it have less than
     `top_p` of what top-k left; of equally likely ones, the lower id comes first. Greedy decoding takes the first of
-    the likeliest. Source: Hayes et al. 2025, arXiv:2410.19482, section 3; Holtzman et al. 2020 for top-p.
+    the likeliest. Source: Hayes et al. 2025, arXiv:2410.19482; Holtzman et al. 2020 for top-p.
     """
     found = torch.full((len(logits), len(decodings)), -torch.inf, dtype=torch.float64, device=logits.device)
     if not len(logits) or not decodings:

@@ -28,7 +28,7 @@ def _checked(log_p: np.ndarray | float) -> np.ndarray:
 def within(log_p: Float[np.ndarray, "..."] | float, n: float) -> np.ndarray:
     """The probability that at least one of `n` samples is the target, where one is with probability e^`log_p`.
 
-    1 − (1 − p)ⁿ as −expm1(n ln(1 − p)), which is not 0 where p is 1e-18. Source: Hayes et al. 2025, eq. 2.
+    1 − (1 − p)ⁿ as −expm1(n ln(1 − p)), which is not 0 where p is 1e-18. Source: Hayes et al. 2025, arXiv:2410.19482.
     """
     if n < 0:
         raise ConfigError(f"The number of queries is {n}.", "Give 0 or more.")
@@ -47,7 +47,7 @@ def queries(log_p: Float[np.ndarray, "..."] | float, wanted: float) -> np.ndarra
     """The fewest samples among which the target is with probability `wanted`: whole, as floats, ∞ if it never comes.
 
     ⌈ln(1 − wanted) / ln(1 − p)⌉, at least 1. Above 2⁵³ rounded as floats are; beyond 1e308 it is ∞, and
-    `log10_queries` tells. Source: Hayes et al. 2025, eq. 3.
+    `log10_queries` tells. Source: Hayes et al. 2025, arXiv:2410.19482.
     """
     real = _log10(log_p, wanted)
     with np.errstate(divide="ignore", over="ignore"):
