@@ -38,6 +38,7 @@ Family = Literal["membership", "extraction", "in-context"]
 Task = Literal["causal-lm", "classification"]
 Suite = Literal["quick", "full", "all"]
 Level = Literal["record", "unit", "dataset"]
+Source = Literal["signals", "model"]
 GROUP = "sordino.attacks"
 SUITES: tuple[Suite, ...] = ("quick", "full", "all")
 """Which attacks an audit makes: those from at most one more pass each, all but those on shadows, all."""
@@ -55,7 +56,8 @@ class Attack:
     (`shadows`, `known`, `neighbours` and so on); `cost` says in words what that takes, and `suite` the
     smallest suite it is part of. A record's score depends on nothing but the record, unless the attack is
     `joint`. Of the `level` "unit" are scores of whole units, which each of their records bears; "dataset" says
-    that the scores are to be judged by one test over all records, learned from half of them.
+    that the scores are to be judged by one test over all records, learned from half of them. An attack `on` the
+    "model" is handed the model itself, to ask of it what no stored signals hold.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Attack:
     suite: Suite = "quick"
     level: Level = "record"
     joint: bool = False
+    on: Source = "signals"
 
     def __call__(self, *args: Any, **parameters: Any) -> Any:
         """Carry out the attack."""
@@ -147,9 +150,12 @@ def offered(attack: Attack, signals: Signals) -> Signals:
 
 
 def extraction(
-    *, paper: str, access: str = "generation", needs: Sequence[str] = STATISTICS
+    *, paper: str, access: str = "generation", needs: Sequence[str] = STATISTICS, on: Source = "signals"
 ) -> Callable[[Callable[..., Any]], Attack]:
-    """Mark `(Signals, *, parameters) -> Windows` as an extraction attack on every window of a record."""
+    """Mark `(Signals, *, parameters) -> Windows` as an extraction attack on every window of a record.
+
+    One `on` the "model" is `(Model, …, *, parameters)` and returns what its docstring says.
+    """
 
     def mark(function: Callable[..., Any]) -> Attack:
         return Attack(
@@ -161,6 +167,7 @@ def extraction(
             base=False,
             views={},
             needs=frozenset(needs),
+            on=on,
         )
 
     return mark

@@ -46,7 +46,7 @@ def choose(names: Sequence[str], context: Context) -> Chosen:
     asked = set(names) | ({plan.headline} if subject.trained_here or not names else set())
     suite = {n for n, a in known.items() if SUITES.index(_suite(a, subject)) <= SUITES.index(plan.suite)}
     wanted = {n: a for n, a in known.items() if n in (asked if names else asked | suite)}
-    windowed = {n: a for n, a in discover("extraction").items() if n != "exposure" and subject.task in a.tasks}
+    windowed = {n: a for n, a in discover("extraction").items() if a.on == "signals" and subject.task in a.tasks}
     missing = {n: why for n, a in (known | windowed).items() if (why := _lacking(a, context))}
     for name in names:
         if name in missing:

@@ -114,7 +114,7 @@ def _sampled(rows: np.ndarray, target: int, following: Next, size: int, seed: in
     return Exposure(rank=rank, low=low, high=high, space=len(rows), exact=False, forwards=spent)
 
 
-@extraction(paper="Carlini et al. 2019, arXiv:1802.08232")
+@extraction(paper="Carlini et al. 2019, arXiv:1802.08232", on="model")
 def exposure(
     model: "Model", spaces: Sequence[Space], *, token_forwards: int = 150_000, sample: int = 1_000
 ) -> list[Exposure]:
