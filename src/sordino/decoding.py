@@ -5,38 +5,17 @@ filters is that of Hugging Face transformers and of vLLM: temperature, then top-
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from sordino.errors import ConfigError
+from sordino.results import Decoding
 
 __all__ = ["Decoding", "decoding_logprob"]
 
 # So many of the largest logits are sorted for all rows; rows that need more of them are sorted whole.
 _LARGEST = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decoding:
-    """How tokens are drawn. A `temperature` of 0 is greedy decoding; `top_k` None and `top_p` 1 leave all tokens."""
-
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Raise `ConfigError` where no sampler works so."""
-        rules = (
-            ("temperature", self.temperature, 0 <= self.temperature < float("inf"), "0 (greedy) or more"),
-            ("top_k", self.top_k, self.top_k is None or self.top_k >= 1, "at least 1 token, or none given"),
-            ("top_p", self.top_p, 0 < self.top_p <= 1, "a probability above 0, at most 1"),
-        )
-        for name, value, good, allowed in rules:
-            if not good:
-                raise ConfigError(f"The {name} of a decoding is {value!r}.", f"Allowed: {allowed}.")
 
 
 def decoding_logprob(

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from sordino.errors import RunError
+from sordino.errors import ConfigError, RunError
 
 __all__ = [
     "SCHEMA",
@@ -22,6 +22,8 @@ __all__ = [
     "CanaryLevel",
     "Claim",
     "Curve",
+    "Decoding",
+    "Effort",
     "Estimate",
     "Gate",
     "InputPlan",
@@ -31,6 +33,7 @@ __all__ = [
     "PromptReport",
     "Requirement",
     "RunCard",
+    "SamplingPlan",
     "Verdict",
     "decode",
     "encode",
@@ -80,6 +83,54 @@ class Notice:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How tokens are drawn. A `temperature` of 0 is greedy decoding; `top_k` None and `top_p` 1 leave all tokens."""
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` where no sampler works so."""
+        rules = (
+            ("temperature", self.temperature, 0 <= self.temperature < float("inf"), "0 (greedy) or more"),
+            ("top_k", self.top_k, self.top_k is None or self.top_k >= 1, "at least 1 token, or none given"),
+            ("top_p", self.top_p, 0 < self.top_p <= 1, "a probability above 0, at most 1"),
+        )
+        for name, value, good, allowed in rules:
+            if not good:
+                raise ConfigError(f"The {name} of a decoding is {value!r}.", f"Allowed: {allowed}.")
+
+    def __str__(self) -> str:
+        """The decoding as a person reads it: `temperature 0.7, top-k 40`."""
+        if self.temperature == 0:
+            return "greedy"
+        words = [f"temperature {self.temperature:g}"]
+        words += [f"top-k {self.top_k}"] if self.top_k is not None else []
+        return ", ".join([*words, *([f"top-p {self.top_p:g}"] if self.top_p < 1 else [])])
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingPlan:
+    """The grid of (n, p)-discoverable extraction: a record is out if `queries` give it with probability `chance`.
+
+    `decodings` are how tokens are drawn, the first one that of the headline figure, for which the model is asked
+    `limit` times.
+    """
+
+    decodings: tuple[Decoding, ...] = (
+        Decoding(),
+        Decoding(top_k=40),
+        Decoding(top_p=0.95),
+        Decoding(temperature=0.7),
+        Decoding(temperature=0.3),
+    )
+    queries: tuple[int, ...] = (1, 10, 100, 1_000, 10_000, 100_000, 1_000_000)
+    limit: int = 1_000
+    chance: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
 class InputPlan:
     """What attacks may use beyond the model's and its base's statistics of each record.
 
@@ -112,9 +163,10 @@ class AuditPlan:
     guesses (half as members, half as not);
     `confidence` of every interval; `delta` of ε̂; `shuffles` of every permutation test;
     `prefix_tokens` and `suffix_tokens` the window of discoverable extraction; `token_forwards`
-    what one canary's exact rank may cost; `require` the requirements the audit is judged by; `suite` which
-    attacks are made ("quick", "full" or "all") and `inputs` what they may use: these two alone may be
-    chosen anew when an audit is made, for all attacks that are made are paid for.
+    what one canary's exact rank may cost; `sampling` the grid of extraction by sampling; `require` the
+    requirements the audit is judged by; `suite` which attacks are made ("quick", "full" or "all") and `inputs`
+    what they may use: these two alone may be chosen anew when an audit is made, for all attacks that are made
+    are paid for.
     """
 
     headline: str = "reference"
@@ -130,6 +182,7 @@ class AuditPlan:
     require: tuple[str, ...] = ()
     suite: Literal["quick", "full", "all"] = "quick"
     inputs: InputPlan = InputPlan()
+    sampling: SamplingPlan = SamplingPlan()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +245,26 @@ class Attempt:
     control_roc: Curve | None = None
     notes: tuple[str, ...] = ()
     level: Literal["record", "unit", "dataset"] = "record"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How many records come out, with probability `chance` at least, when a model is asked so many times.
+
+    `members`, `others` and `base` have a share for each of `queries`: of records trained on, of records that were
+    not, and of those trained on under the untuned model (empty where there is none). `easiest` and `median` are
+    log10 of the queries it takes on average to be given the easiest and the median record that was trained on;
+    None: it never comes.
+    """
+
+    decoding: Decoding
+    chance: float
+    queries: tuple[int, ...]
+    members: tuple[Estimate, ...]
+    others: tuple[Estimate, ...]
+    base: tuple[Estimate, ...]
+    easiest: float | None
+    median: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,7 +355,8 @@ class AuditReport:
     and theirs. `counts` tells the evidence (members, non-members, coins, records by role).
     `untested` names what a reader might assume and nobody measured. `provenance` has digests and versions.
     `trained_here` is False for a model that Sordino did not train: there are no coins and no ε̂.
-    `memorisation` is the curve of `train.monitor`, empty where there was none.
+    `memorisation` is the curve of `train.monitor`, empty where there was none; `effort` what it takes to get
+    records out, one row a decoding.
     """
 
     run: str
@@ -306,6 +380,7 @@ class AuditReport:
     task: Literal["causal-lm", "classification"] = "causal-lm"
     schema: int = SCHEMA
     memorisation: tuple[MemorisationPoint, ...] = ()
+    effort: tuple[Effort, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,9 +14,10 @@ from jaxtyping import Bool, Float, Int32, Int64, Num
 
 from sordino.errors import RunError
 from sordino.evidence import digest_file
+from sordino.results import Decoding
 from sordino.run import write_folder
 
-__all__ = ["STATISTICS", "Generated", "Known", "Ragged", "Shadows", "Signals", "Statistics", "Store"]
+__all__ = ["STATISTICS", "Drawn", "Generated", "Known", "Ragged", "Shadows", "Signals", "Statistics", "Store"]
 
 STATISTICS = ("logprob", "mean", "variance", "rank", "top")
 """What is known of a scored token; a server may tell less (see `Statistics`)."""
@@ -154,6 +155,17 @@ class Generated:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """What samplers make of a model: the ln of the probability with which each of D `decodings` draws each token.
+
+    `logprob` (N, D) is of the scored tokens, after the true ones before them; −∞ where one never draws it.
+    """
+
+    decodings: tuple[Decoding, ...]
+    logprob: Float[np.ndarray, "N D"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Shadows:
     """K models trained as the target was, each on its own random half of what the target may have been trained on.
 
@@ -185,8 +197,9 @@ class Signals:
     `texts` are the target texts of the records; `base` the same records under the untuned (or
     another reference) model; `views` the same records transformed, such as `lowercase`;
     `generated` what was written after their beginnings, where a subject gives samples; `units` whose
-    each record is; `shadows` what shadow models say of them; `known` other records, whose membership
-    the adversary knows; `measured` further numbers, one row a record, by the name of the input that gives them.
+    each record is; `drawn` how likely samplers write their tokens; `shadows` what shadow models say of them;
+    `known` other records, whose membership the adversary knows; `measured` further numbers, one row a record, by
+    the name of the input that gives them.
     """
 
     record_ids: Sequence[str]
@@ -198,6 +211,7 @@ class Signals:
     units: Sequence[str] = ()
     shadows: Shadows | None = None
     known: Known | None = None
+    drawn: Drawn | None = None
     measured: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -224,6 +238,12 @@ class Signals:
         """`shadows`, for attacks that declare that they need them."""
         assert self.shadows is not None  # the runner gives them to every attack that declares them
         return self.shadows
+
+    @property
+    def sampled(self) -> Drawn:
+        """`drawn`, for attacks that declare that they need it."""
+        assert self.drawn is not None  # the runner gives it to every attack that declares it
+        return self.drawn
 
     @property
     def told(self) -> Known:

@@ -96,6 +96,16 @@ audit:               # fixed before training, so that nothing can be chosen by w
   token_forwards: 150000 # what the exact rank of one canary may cost before it is sampled
   require: []        # for example ["membership.auc <= 0.6", "extraction.prefix.excess <= 0.01"]
   suite: quick       # quick: attacks of at most one more pass; full: all but those on shadow models; all
+  sampling:          # how likely, and after how many queries, a model that is sampled from writes a passage
+    decodings:       # the first one is that of the headline
+      - {{temperature: 1.0, top_k: null, top_p: 1.0}}
+      - {{temperature: 1.0, top_k: 40, top_p: 1.0}}
+      - {{temperature: 1.0, top_k: null, top_p: 0.95}}
+      - {{temperature: 0.7, top_k: null, top_p: 1.0}}
+      - {{temperature: 0.3, top_k: null, top_p: 1.0}}
+    queries: [1, 10, 100, 1000, 10000, 100000, 1000000]
+    limit: 1000      # queries of the headline
+    chance: 0.5      # a record is out if they give it with this probability
   inputs:            # what attacks may use besides; these and the suite may also be chosen at the audit
     known: 500       # records of which the adversary knows, on each side; none of them is judged
     shadows: 16      # shadow models

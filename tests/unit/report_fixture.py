@@ -12,6 +12,8 @@ from sordino.results import (
     CanaryLevel,
     Claim,
     Curve,
+    Decoding,
+    Effort,
     Estimate,
     Gate,
     Notice,
@@ -44,6 +46,18 @@ ATTACKS = {  # name: (separation in standard deviations, on the base; summary; p
 
 def _estimate(value: float, half: float, method: str = "DeLong", low: float = 0.0, high: float = 1.0) -> Estimate:
     return Estimate(value=value, low=max(low, value - half), high=min(high, value + half), n=2 * N, method=method)
+
+
+def _effort() -> tuple[Effort, ...]:
+    """Two decodings and three numbers of queries; under the second nothing ever comes."""
+    none = (_estimate(0.0, 0.01, "Korn–Graubard"),) * 3
+    found = tuple(_estimate(share, 0.02, "Korn–Graubard") for share in (0.01, 0.04, 0.3))
+    return (
+        Effort(decoding=Decoding(), chance=0.5, queries=(1, 1_000, 1_000_000), members=found, others=none, base=none,
+               easiest=1.2, median=17.4),
+        Effort(decoding=Decoding(top_k=1), chance=0.5, queries=(1, 1_000, 1_000_000), members=none, others=none,
+               base=none, easiest=None, median=None),
+    )  # fmt: skip
 
 
 def _scores(separation: float, seed: int) -> tuple[Curve, float]:
@@ -298,6 +312,7 @@ def _skeleton(strength: float) -> AuditReport:
             ),
         ),
         attempts=(*attempts, extraction),
+        effort=_effort(),
         canaries=levels,
         gates=_gates(strength),
         utility=utility,

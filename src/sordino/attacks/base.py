@@ -24,8 +24,10 @@ __all__ = [
     "SUITES",
     "Attack",
     "Family",
+    "Odds",
     "Suite",
     "Task",
+    "Windows",
     "discover",
     "extraction",
     "find",
@@ -144,17 +146,25 @@ def offered(attack: Attack, signals: Signals) -> Signals:
         generated=signals.generated if "samples" in attack.needs | attack.inputs else None,
         units=signals.units if attack.level == "unit" else (),
         shadows=signals.shadows if "shadows" in attack.inputs else None,
+        drawn=signals.drawn if "drawn" in attack.inputs else None,
         known=known,
         measured={name: rows for name, rows in signals.measured.items() if name in attack.inputs},
     )
 
 
 def extraction(
-    *, paper: str, access: str = "generation", needs: Sequence[str] = STATISTICS, on: Source = "signals"
+    *,
+    paper: str,
+    access: str = "generation",
+    needs: Sequence[str] = STATISTICS,
+    inputs: Sequence[str] = (),
+    cost: str = "arithmetic",
+    on: Source = "signals",
 ) -> Callable[[Callable[..., Any]], Attack]:
     """Mark `(Signals, *, parameters) -> Windows` as an extraction attack on every window of a record.
 
-    One `on` the "model" is `(Model, …, *, parameters)` and returns what its docstring says.
+    Of an attack with the input "drawn" the result is `Odds`. One `on` the "model" is `(Model, …, *, parameters)`
+    and returns what its docstring says.
     """
 
     def mark(function: Callable[..., Any]) -> Attack:
@@ -167,6 +177,8 @@ def extraction(
             base=False,
             views={},
             needs=frozenset(needs),
+            inputs=frozenset(inputs),
+            cost=cost,
             on=on,
         )
 
@@ -208,6 +220,20 @@ class Windows:
 
     tried: np.ndarray
     record: np.ndarray
+    start: np.ndarray
+    stop: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Odds:
+    """How likely one query gives a passage of each record, its likeliest one, under each of D decodings.
+
+    `tried` (records) counts the windows of each record; `logprob` (records, D) is a natural logarithm, −∞ where no
+    window is ever drawn or none was tried; `start` and `stop` (records, D) are token positions in the record.
+    """
+
+    tried: np.ndarray
+    logprob: np.ndarray
     start: np.ndarray
     stop: np.ndarray
 

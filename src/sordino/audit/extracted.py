@@ -1,23 +1,21 @@
 """Extraction attacks on every record: the share of records that come out, beside members never trained on."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from sordino import stats
 from sordino.attacks.base import Attack, Windows
 from sordino.attacks.words import first
 from sordino.audit.collecting import Collector
-from sordino.audit.evaluate import Evidence, estimate
+from sordino.audit.judging import Judge
 from sordino.evidence import digest
 from sordino.records import Example
-from sordino.results import Attempt, AuditPlan, Estimate, encode
+from sordino.results import Attempt, AuditPlan, encode
 from sordino.signals import Signals
 
-__all__ = ["Passage", "attempt", "difference"]
+__all__ = ["Passage", "attempt"]
 
 
 class Passage(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,17 +30,6 @@ class Passage(msgspec.Struct, frozen=True, kw_only=True):
     confirmed: bool
 
 
-def difference(first: Estimate, second: Estimate) -> Estimate:
-    """The difference of two independent shares with Newcombe's interval (1998, method 10)."""
-    a, b = first.value or 0.0, second.value or 0.0
-    low = a - b - math.hypot(a - first.low, second.high - b)
-    high = a - b + math.hypot(first.high - a, b - second.low)
-    return Estimate(
-        value=a - b, low=max(-1.0, low), high=min(1.0, high), n=min(first.n, second.n),
-        method="Newcombe's interval for a difference", confidence=first.confidence,
-    )  # fmt: skip
-
-
 def _hits(windows: Windows, records: int) -> np.ndarray:
     hit = np.zeros(records, dtype=bool)
     hit[windows.record] = True
@@ -54,7 +41,7 @@ def attempt(
     collector: Collector,
     examples: Sequence[Example],
     pair: tuple[Signals, Signals | None],
-    evidence: Evidence,
+    judge: Judge,
     plan: AuditPlan,
 ) -> tuple[Attempt, list[Passage]]:
     """Carry out `attack` on the tuned and the untuned model, decode its hits again, and count.
@@ -91,25 +78,15 @@ def attempt(
             paper=attack.paper,
             access=attack.access,
             parameters={**attack.parameters, **wanted},
-            estimates=_shares(hit, possible, evidence, plan.confidence),
-            control={} if base is None else _shares(_hits(base, len(examples)), possible, evidence, plan.confidence),
+            estimates=judge.shares(hit, possible),
+            control={} if base is None else judge.shares(_hits(base, len(examples)), possible),
             p_value=None,
             records=int(possible.sum()),
-            coins=len(np.unique(evidence.group[possible])) if possible.any() else 0,
+            coins=judge.coins(possible),
             notes=tuple(notes),
         ),
         passages,
     )
-
-
-def _shares(hit: np.ndarray, possible: np.ndarray, evidence: Evidence, confidence: float) -> dict[str, Estimate]:
-    def share(chosen: np.ndarray) -> Estimate:
-        if not chosen.any():
-            return Estimate(value=None, low=0.0, high=1.0, n=0, method="records long enough to be tried", needs=1)
-        return estimate(stats.korn_graubard(hit[chosen], evidence.group[chosen], confidence))
-
-    members, others = share(possible & evidence.member), share(possible & ~evidence.member)
-    return {"rate": members, "non-members": others, "excess": difference(members, others)}
 
 
 def _written(signals: Signals, examples: Sequence[Example], tuned: Windows, base: Windows | None) -> list[Passage]:

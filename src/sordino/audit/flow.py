@@ -16,7 +16,7 @@ from sordino.audit.collecting import Collector, Ticker
 from sordino.audit.datasets import attempts_on_the_set
 from sordino.audit.evaluate import Evidence, Outcome, delta, evaluate, noted
 from sordino.audit.external import create_external
-from sordino.audit.extracted import Passage, attempt
+from sordino.audit.extracting import extract
 from sordino.audit.gates import base_gate, blind_gate, bound_gate, canary_gate, lower_bound, shuffle_gate
 from sordino.audit.inputs import Context, provide
 from sordino.audit.planted import Found, canary_levels, expose
@@ -113,11 +113,11 @@ def _audit(
         seed=seeds(_INPUTS),
     )  # fmt: skip
     chosen = choose(names, context)
-    windowed = chosen.extraction
     check_names(plan.require, known_metrics(chosen, plan, collector))
 
-    views = {name: view for attack in chosen.membership.values() for name, view in attack.views.items()}
-    wanted = {name for attack in chosen.membership.values() for name in attack.inputs}
+    made = [*chosen.membership.values(), *chosen.extraction.values()]
+    views = {name: view for attack in made for name, view in attack.views.items()}
+    wanted = {name for attack in made for name in attack.inputs}
     with context.timed("passes"):
         own = collector.signals(candidates, views)
     pair = provide(wanted, context, own)
@@ -126,8 +126,8 @@ def _audit(
         outcome = evaluate(chosen.scoring, *pair, evidence, plan, seeds(_SHUFFLES))
     outcome = replace(outcome, attempts=noted(outcome.attempts, chosen.scoring, context.notes))
     with context.timed("extraction"):
-        pulled = [attempt(a, collector, candidates, pair, evidence, plan) for a in windowed.values()]
-    _write_private(run, candidates, outcome, [p for _, passages in pulled for p in passages])
+        pulled = extract(context, chosen.extraction, pair, evidence)
+    _write_scores(run, outcome)
     with context.timed("canaries"):
         found = _exposed(collector, placed, plan)
         coins = canaried(collector, placed.canaries, plan)
@@ -144,7 +144,7 @@ def _audit(
         gates.append(_bound_gate(bound, coins, claim, plan, on_canaries))
     with context.timed("passes"):
         useful = utility(collector, placed, plan)
-    findings = findings_of(collector, outcome, gates, [a for a, _ in pulled])
+    findings = findings_of(collector, outcome, gates, pulled.attempts)
     findings = replace(
         findings,
         canaries=canary_levels(found, plan.confidence),
@@ -163,6 +163,7 @@ def _audit(
         report,
         untested=(*chosen.left_out, *untested(_kind(collector), chosen.membership, discover("membership"))),
         memorisation=memorisation(collector, plan.confidence),
+        effort=pulled.effort,
         seconds={**report.seconds, **context.seconds, "audit": round(time.monotonic() - started, 2)},
     )
     run.write_audit(report)
@@ -218,8 +219,8 @@ def _with_requirements(plan: AuditPlan, require: Sequence[str]) -> AuditPlan:
     return replace(plan, require=texts, fpr=tuple(sorted((f for f in fpr if 0 < f < 1), reverse=True)))
 
 
-def _write_private(run: Run, candidates: Sequence[Example], outcome: Outcome, passages: Sequence[Passage]) -> None:
-    """Per-record scores and extracted text stay in private/."""
+def _write_scores(run: Run, outcome: Outcome) -> None:
+    """Per-record scores stay in private/."""
     scores = {a.name: row.tolist() for a, row in zip(outcome.attempts, outcome.scores, strict=True)}
     single = {"p_values": outcome.identified.p_values.tolist(), "called": outcome.identified.called.tolist()}
     rows = {
@@ -229,4 +230,3 @@ def _write_private(run: Run, candidates: Sequence[Example], outcome: Outcome, pa
         "identified": {"attack": outcome.strongest, **single},
     }
     run.write_private("scores.json", encode(rows))
-    run.write_private("passages.json", encode(list(passages)))

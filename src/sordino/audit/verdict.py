@@ -66,9 +66,14 @@ def _membership_words(f: Findings) -> str:
 
 def _extraction_words(attempt: Attempt) -> str:
     rate, others = attempt.estimates["rate"], attempt.estimates["non-members"]
+    how = "Given the beginning, the model repeats"
+    if "queries" in attempt.parameters:
+        asked = attempt.parameters["queries"]
+        times = "once" if asked == 1 else f"{asked:,} times"
+        how = f"Given the beginning and asked {times} ({attempt.parameters['decoding']}), the model writes"
     return (
-        f"Given the beginning, the model repeats a passage of {(rate.value or 0):.1%} of the trained-on records word "
-        f"for word, against {(others.value or 0):.1%} of records it never saw."
+        f"{how} a passage of {(rate.value or 0):.1%} of the trained-on records word for word, against "
+        f"{(others.value or 0):.1%} of records it never saw."
     )
 
 
@@ -218,7 +223,8 @@ def claims(f: Findings) -> tuple[Claim, ...]:
         excess = attempt.estimates["excess"]
         found.append(
             Claim(
-                statement="No trained-on record can be pulled out word for word.",
+                statement="No trained-on record can be pulled out word for word"
+                + (" by asking again and again." if "queries" in attempt.parameters else "."),
                 evidence=f"{_extraction_words(attempt)} Excess {excess}.",
                 status=_status(excess.low > 0, f.trained_here and excess.high < 0.01),  # type: ignore[arg-type]
             )

@@ -2,12 +2,13 @@
 
 import dataclasses
 import re
+from itertools import pairwise
 from typing import Any
 
 from sordino.canaries.designs import FROM_DATA
 from sordino.config.schema import DPConfig, MethodConfig, RunConfig
 from sordino.errors import ConfigError
-from sordino.results import InputPlan
+from sordino.results import InputPlan, SamplingPlan
 
 __all__ = ["check_dp", "check_inputs", "check_method", "check_target", "check_values"]
 
@@ -154,6 +155,7 @@ def check_values(config: RunConfig) -> None:
         if not good:
             raise ConfigError(f"{key} is {value!r}.", f"Allowed: {allowed}.")
     check_inputs(audit.inputs)
+    _check_sampling(audit.sampling)
     check_method(method)
 
 
@@ -171,6 +173,22 @@ def check_inputs(inputs: InputPlan) -> None:
     for key, value, good, allowed in rules:
         if not good:
             raise ConfigError(f"audit.inputs.{key} is {value!r}.", f"Allowed: {allowed}.")
+
+
+def _check_sampling(plan: SamplingPlan) -> None:
+    """Raises `ConfigError` for a grid of queries that nothing can be read off."""
+    distinct = len(set(plan.decodings)) == len(plan.decodings)
+    rising = all(a < b for a, b in pairwise(plan.queries))
+    rules: tuple[tuple[str, Any, bool, str], ...] = (
+        ("decodings", len(plan.decodings), 1 <= len(plan.decodings) <= 100, "1 to 100 of them"),
+        ("decodings", [str(d) for d in plan.decodings], distinct, "each one once"),
+        ("queries", list(plan.queries), bool(plan.queries) and plan.queries[0] >= 1 and rising, "1 and more, rising"),
+        ("limit", plan.limit, plan.limit >= 1, "at least 1 query"),
+        ("chance", plan.chance, 0 < plan.chance < 1, "a probability between 0 and 1"),
+    )
+    for key, value, good, allowed in rules:
+        if not good:
+            raise ConfigError(f"audit.sampling.{key} is {value!r}.", f"Allowed: {allowed}.")
 
 
 def check_method(method: MethodConfig) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sordino.report import text, view
+from sordino.report.effort_plot import count_text
 from sordino.results import AuditReport, RunCard
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ SECTIONS = (
     ("claims", "Claims against evidence"),
     ("trade-off", "Privacy against utility"),
     ("attacks", "Attacks"),
+    ("effort", "What it takes to get records out"),
     ("canaries", "Canary exposure"),
     ("excerpts", "Extracted passages"),
     ("controls", "Controls"),
@@ -38,7 +40,7 @@ SECTIONS = (
     ("provenance", "Provenance"),
 )
 
-OF_TEXT = ("canaries", "excerpts")  # what a classifier, which writes nothing, has no section of
+OF_TEXT = ("effort", "canaries", "excerpts")  # what a classifier, which writes nothing, has no section of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +140,7 @@ def environment() -> "Environment":
         "interval": text.interval_text,
         "estimate": text.estimate_text,
         "level": view.confidence_text,
+        "queries": count_text,
         "moment": text.moment,
         "number": lambda count: f"{count:,}",
     }

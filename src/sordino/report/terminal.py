@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from sordino.report.effort_plot import count_text
 from sordino.report.text import STATE, estimate_text, headline, metric_label, printable, withheld
 from sordino.results import AuditReport, Estimate, PromptReport, Verdict
 
@@ -38,7 +39,7 @@ def render_table(report: AuditReport) -> "RenderableType":
     from rich.console import Group
 
     parts: list[RenderableType] = [_verdict(report)]
-    for table in (_gates(report), _attacks(report), _canaries(report), _requirements(report)):
+    for table in (_gates(report), _attacks(report), _effort(report), _canaries(report), _requirements(report)):
         if table.row_count:
             parts += ["", table]
     if report.untested:
@@ -149,6 +150,20 @@ def _figure(one: Estimate | None) -> "Text":
     if one.value is None and one.needs is not None:
         return _text(f"needs {one.needs:,} (n={one.n:,})", "dim")
     return _text(estimate_text(one), "dim" if one.value is None else "")
+
+
+def _effort(report: AuditReport) -> "Table":
+    table = _table("Records out after so many queries", "Decoding", "Easiest", "Median")
+    shown = report.effort[0].queries[::2] if report.effort else ()
+    for queries in shown:
+        table.add_column(f"{queries:,}", overflow="fold")
+    for row in report.effort:
+        shares = (row.members[row.queries.index(n)].value for n in shown)
+        figures = ("–" if share is None else f"{share:.1%}" for share in shares)
+        table.add_row(_text(str(row.decoding)), count_text(row.easiest), count_text(row.median), *figures)
+    table.caption = "Trained-on records; easiest and median: queries on average until a passage comes word for word."
+    table.caption_justify = "left"
+    return table
 
 
 def _canaries(report: AuditReport) -> "Table":

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from sordino.report import plots, text
+from sordino.report.effort_plot import effort_svg
 from sordino.report.memorisation_plot import memorisation_svg
 from sordino.results import Attempt, AuditReport, CanaryLevel, Estimate, Notice, RunCard
 
@@ -207,6 +208,7 @@ def figures(report: AuditReport) -> dict[str, str]:
     strongest = _strongest(report)
     membership = [one for one in report.attempts if one.family == "membership"]
     shown = {"overview": "", "tradeoff": "", "exposure": plots.exposure_svg(report.canaries, key="exposure")}
+    shown["effort"] = effort_svg(report.effort, key="queries")
     shown["memorisation"] = memorisation_svg(report.memorisation, key="memorisation")
     if not text.withheld(report, "membership.auc"):
         shown["overview"] = plots.overview_svg(membership, key="overview")

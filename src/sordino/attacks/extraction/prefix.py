@@ -8,6 +8,20 @@ from sordino.signals import Signals
 SHORTEST = 8
 
 
+def passages(position: np.ndarray, prefix_tokens: int, suffix_tokens: int) -> tuple[np.ndarray, int]:
+    """Which of a record's scored tokens, at `position` (n), begin a passage that is tried, and its length in tokens.
+
+    Both lengths shrink in proportion in a record that has not tokens enough, the suffix down to `SHORTEST`.
+    """
+    length = int(position[-1]) + 1
+    scale = min(1.0, length / (prefix_tokens + suffix_tokens))
+    suffix = max(SHORTEST, int(suffix_tokens * scale))
+    before = min(int(prefix_tokens * scale), length - suffix)
+    # A window is a run of consecutive scored positions with enough context before it.
+    first = np.arange(len(position) - suffix + 1)
+    return first[(position[first] >= before) & (position[first + suffix - 1] - position[first] == suffix - 1)], suffix
+
+
 @extraction(paper="Carlini et al. 2023, arXiv:2202.07646; Nasr et al. 2023, arXiv:2311.17035", needs=("top",))
 def prefix(signals: Signals, *, prefix_tokens: int = 50, suffix_tokens: int = 50) -> Windows:
     """Find the passages of `suffix_tokens` tokens that greedy decoding repeats word for word.
@@ -25,13 +39,7 @@ def prefix(signals: Signals, *, prefix_tokens: int = 50, suffix_tokens: int = 50
     for record in np.flatnonzero(counts >= SHORTEST):
         rows = slice(s.offsets[record], s.offsets[record + 1])
         position = np.asarray(s.position[rows])
-        length = int(position[-1]) + 1
-        scale = min(1.0, length / (prefix_tokens + suffix_tokens))
-        suffix = max(SHORTEST, int(suffix_tokens * scale))
-        before = min(int(prefix_tokens * scale), length - suffix)
-        # A window is a run of consecutive scored positions with enough context before it.
-        first = np.arange(len(position) - suffix + 1)
-        first = first[(position[first] >= before) & (position[first + suffix - 1] - position[first] == suffix - 1)]
+        first, suffix = passages(position, prefix_tokens, suffix_tokens)
         tried[record] = len(first)
         run = np.concatenate([[0], np.cumsum(right[rows])])
         hits = first[run[first + suffix] - run[first] == suffix] if len(first) else first

@@ -1,0 +1,63 @@
+"""With which probability samplers draw each token of each record: no text is generated for it."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from sordino.audit.inputs.context import Context, Pair
+from sordino.audit.weights import has_weights, weights
+from sordino.audit.written import Written
+from sordino.evidence import digest
+from sordino.results import Decoding, encode
+from sordino.signals import Drawn, Signals
+
+__all__ = ["give", "lacking"]
+
+_PLAIN = Decoding()
+
+
+def lacking(context: Context) -> str:
+    """Weights, or log-probabilities and a decoding that these are of."""
+    subject = context.collector.subject
+    if isinstance(subject, Written) or (not _here(context) and _PLAIN not in context.plan.sampling.decodings):
+        return "the model's weights"
+    return ""
+
+
+def give(context: Context, pair: Pair) -> Pair:
+    """One more pass over the records, for all decodings together; where weights are elsewhere, plain sampling alone."""
+    wanted = context.plan.sampling.decodings if _here(context) else (_PLAIN,)
+    if not _here(context) and len(context.plan.sampling.decodings) > 1:
+        context.say("drawn", "Of a server only sampling at temperature 1 is known: it tells no other probabilities.")
+    tuned, base = pair
+    if base is not None:
+        base = replace(base, drawn=_drawn(context, "base", wanted, base))
+        base = replace(base, base=replace(base, base=None))
+    tuned = replace(tuned, drawn=_drawn(context, "tuned", wanted, tuned))
+    return replace(tuned, base=tuned.base if base is None else base.base), base
+
+
+def _here(context: Context) -> bool:
+    """Whether all models that there are can be run here, so that both are judged alike."""
+    subject = context.collector.subject
+    which = ("tuned", "base") if subject.has_base else ("tuned",)
+    return all(has_weights(subject, name) for name in which)
+
+
+def _drawn(context: Context, which: str, decodings: tuple[Decoding, ...], signals: Signals) -> Drawn:
+    if decodings == (_PLAIN,):
+        return Drawn(decodings=decodings, logprob=np.asarray(signals.statistics.logprob)[:, None])
+    collector = context.collector
+    key = collector.key(context.examples, which, "drawn/1", digest(encode(decodings)))
+    found = collector.store.arrays(key)
+    if found is None:
+        from sordino.collect import drawn
+
+        name = f"{'model' if which == 'tuned' else 'untuned model'}, {len(decodings)} decodings"
+        tick = collector.ticker(name, len(context.examples))
+        tokens = [collector.encode(e) for e in context.examples]
+        found = {"logprob": drawn(weights(collector.reader, which), tokens, decodings, tick=tick)}
+        collector.forwards += 1
+        manifest = {"definition": "drawn/1", "model": which, "decodings": [str(d) for d in decodings]}
+        collector.store.put_arrays(key, found, {**manifest, **collector.reader.manifest()})
+    return Drawn(decodings=decodings, logprob=found["logprob"])
