@@ -208,7 +208,7 @@ class Windows:
 
     `tried` (records) counts the windows of each record; `record`, `start`, `stop` (hits) are token
     positions in the record; in `shortened` records the lengths asked for had to shrink. Where `accept` is given,
-    these are no hits yet but windows to be decoded: it tells which of the texts that a model wrote count as the true ones.
+    these are no hits yet but windows to be decoded: it tells which of the texts that a model wrote there count.
     """
 
     tried: np.ndarray

@@ -67,9 +67,13 @@ def _membership_words(f: Findings) -> str:
 def _extraction_words(attempt: Attempt) -> str:
     rate, others = attempt.estimates["rate"], attempt.estimates["non-members"]
     return (
-        f"Given the beginning, the model repeats a passage of {(rate.value or 0):.1%} of the trained-on records word "
-        f"for word, against {(others.value or 0):.1%} of records it never saw."
+        f"Given the beginning, the model repeats a passage of {(rate.value or 0):.1%} of the trained-on records "
+        f"{_wording(attempt)}, against {(others.value or 0):.1%} of records it never saw."
     )
+
+
+def _wording(attempt: Attempt) -> str:
+    return "nearly word for word" if attempt.name == "near" else "word for word"
 
 
 def _exposed(levels: Sequence[CanaryLevel]) -> CanaryLevel | None:
@@ -218,7 +222,7 @@ def claims(f: Findings) -> tuple[Claim, ...]:
         excess = attempt.estimates["excess"]
         found.append(
             Claim(
-                statement="No trained-on record can be pulled out word for word.",
+                statement=f"No trained-on record can be pulled out {_wording(attempt)}.",
                 evidence=f"{_extraction_words(attempt)} Excess {excess}.",
                 status=_status(excess.low > 0, f.trained_here and excess.high < 0.01),  # type: ignore[arg-type]
             )

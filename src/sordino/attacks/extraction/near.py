@@ -21,7 +21,7 @@ def _alike(written: Sequence[str], true: Sequence[str], rouge: float, edit: floa
 
 
 @extraction(paper="Carlini et al. 2023, arXiv:2202.07646; Ippolito et al. 2023, arXiv:2210.17546", needs=("top",))
-def near(  # noqa: PLR0913 - what is asked for, and what counts
+def near(
     signals: Signals,
     *,
     prefix_tokens: int = 50,
