@@ -103,7 +103,7 @@ def test_thresholds_are_those_asked_for():
     assert lax([other], [TRUE]).tolist() == [True]
 
 
-SMALL = {"audit": {"shuffles": 49, "prefix_tokens": 8, "suffix_tokens": 8, "fpr": [0.1]}, "max_length": 64}
+SMALL = {"audit": {"shuffles": 99, "prefix_tokens": 8, "suffix_tokens": 8, "fpr": [0.1]}, "max_length": 64}
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,7 @@ def difference(first: Estimate, second: Estimate) -> Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class _Found:
-    """Which records (bool) came out of the tuned and, where there is one, the untuned model; `ties` did not after all."""
+    """Which records (bool) came out of the tuned and, where there is one, the untuned model; `ties` did not."""
 
     hit: np.ndarray
     control: np.ndarray | None
