@@ -103,7 +103,7 @@ def test_thresholds_are_those_asked_for():
     assert lax([other], [TRUE]).tolist() == [True]
 
 
-SMALL = {"audit": {"shuffles": 99, "prefix_tokens": 8, "suffix_tokens": 8, "fpr": [0.1]}, "max_length": 64}
+SMALL = {"audit": {"shuffles": 199, "prefix_tokens": 8, "suffix_tokens": 8, "fpr": [0.1]}, "max_length": 64}
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +195,7 @@ def test_a_second_audit_decodes_nothing(audited, monkeypatch):
 def test_a_server_continues_as_the_model_does_here(tmp_path):
     model = load(ModelConfig(device="cpu"))
     for name, start in (("in", 0), ("out", 5000)):
-        write_rows(tmp_path / f"{name}.jsonl", [{"text": t} for t in texts(start, 4)])
+        write_rows(tmp_path / f"{name}.jsonl", [{"text": t} for t in texts(start, 12)])
     values = {
         "model": {"path": "served"}, "data": {"path": str(tmp_path / "in.jsonl")}, "base": "sordino-tiny",
         "nonmembers": str(tmp_path / "out.jsonl"), "out": str(tmp_path / "runs"), "tokenizer": "sordino-tiny",
