@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sordino.results import Decoding
 
-__all__ = ["Decoding", "decoding_logprob"]
+__all__ = ["Decoding", "decoding_logprob", "every_logprob"]
 
 # So many of the largest logits are sorted for all rows; rows that need more of them are sorted whole.
 _LARGEST = 64
@@ -77,3 +77,22 @@ def _drawn(
         whole = scaled.masked_fill(~kept, -torch.inf).logsumexp(1)
         inside = inside & (place < kept.sum(1))
     return torch.where(inside, own / decoding.temperature - whole, -torch.inf), known
+
+
+def every_logprob(logits: Float[Tensor, "N V"], decoding: Decoding) -> Float64[Tensor, "N V"]:
+    """The ln of the probability with which a decoding draws each token: `decoding_logprob` of all V, sorted once."""
+    exact = logits if logits.dtype == torch.float64 else logits.float()
+    values, order = exact.sort(dim=1, descending=True, stable=True)
+    left = torch.ones_like(values, dtype=torch.bool)
+    if decoding.temperature == 0:
+        left[:, 1:] = False
+        scaled = values.double()
+    else:
+        scaled = values.double() / decoding.temperature
+        if decoding.top_k is not None and decoding.top_k < exact.shape[1]:
+            left = values >= values[:, decoding.top_k - 1 : decoding.top_k]
+        if decoding.top_p < 1:
+            share = torch.softmax(scaled.masked_fill(~left, -torch.inf), dim=1)
+            left = left & (share.cumsum(1) - share < decoding.top_p)
+    ordered = torch.log_softmax(scaled.masked_fill(~left, -torch.inf), dim=1)
+    return torch.empty_like(ordered).scatter_(1, order, ordered)

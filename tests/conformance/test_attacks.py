@@ -21,7 +21,8 @@ from attack_checks import (
 
 from sordino.attacks.base import Attack, discover, find, membership
 from sordino.attacks.extraction.exposure import exposure
-from sordino.attacks.extraction.prefix import SHORTEST, prefix
+from sordino.attacks.extraction.prefix import prefix
+from sordino.attacks.passages import SHORTEST
 from sordino.attacks.spaces import secret_space
 from sordino.canaries import Canary
 from sordino.collect import collect

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from audit_fixtures import candidates, figure
 
-from sordino.attacks.extraction.prefix import passages, prefix
+from sordino.attacks.extraction.prefix import prefix
 from sordino.attacks.extraction.sampling import sampling
 from sordino.audit.evaluate import Evidence
 from sordino.audit.judging import Judge, difference
@@ -85,12 +85,6 @@ def test_what_greedy_decoding_repeats_is_certain_to_be_drawn_greedily():
     odds = sampling(signals, prefix_tokens=10, suffix_tokens=12).logprob[:, 0]
     assert hits == set(np.flatnonzero(odds == 0).tolist())
     assert len(hits) > 0
-
-
-def test_passages_need_context_and_no_gap():
-    first, suffix = passages(np.array([3, 4, 5, 6, 7, 8, 9, 10, 11, 20]), 4, 8)
-    assert suffix == 8
-    assert first.tolist() == [1]  # 4…11; from 3 on there is too little before, after 4 too little after
 
 
 def evidence_of(member):

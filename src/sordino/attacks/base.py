@@ -210,18 +210,25 @@ def in_context(
     return mark
 
 
+Accept = Callable[[Sequence[str], Sequence[str]], np.ndarray]
+"""`(written, true)` texts of as many passages -> which of them count as extracted (bool)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Windows:
     """What an extraction attack tried and got: record index and start of each suffix that came out.
 
     `tried` (records) counts the windows of each record; `record`, `start`, `stop` (hits) are token
-    positions in the record.
+    positions in the record; in `shortened` records the lengths asked for had to shrink. Where `accept` is given,
+    these are no hits yet but windows to be decoded: it tells which of the texts that a model wrote there count.
     """
 
     tried: np.ndarray
     record: np.ndarray
     start: np.ndarray
     stop: np.ndarray
+    shortened: int = 0
+    accept: Accept | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

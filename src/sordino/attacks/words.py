@@ -4,11 +4,12 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+from sordino.similarity import UNSPACED
+
 __all__ = ["first", "halve", "recall", "words"]
 
-# Scripts without blanks between words: kana, Han, Thai. Each of their characters is a word.
-_ALONE = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_WORD = re.compile(f"[{_ALONE}]|[^\\s{_ALONE}]+")
+# In scripts without blanks between words each character is one.
+_WORD = re.compile(f"[{UNSPACED}]|[^\\s{UNSPACED}]+")
 
 
 def words(text: str) -> list[str]:

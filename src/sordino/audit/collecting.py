@@ -120,3 +120,8 @@ class Collector:
         """Whether the tuned model, decoding greedily, puts each suffix after its prefix."""
         self.forwards += 1
         return self.reader.repeats(prefixes, suffixes)
+
+    def continues(self, prefixes: Sequence[np.ndarray], lengths: Sequence[int], which: str) -> list[str]:
+        """The text that the "tuned" or the "base" model, decoding greedily, puts after each prefix."""
+        self.forwards += 1
+        return self.reader.continues(prefixes, lengths, which)

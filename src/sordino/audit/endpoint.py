@@ -12,6 +12,7 @@ from sordino.attacks.base import Task
 from sordino.audit.external import check_base_tokens, serializer_of
 from sordino.audit.halves import LONGEST, cost, halves
 from sordino.audit.settings import ExternalConfig
+from sordino.audit.subjects import continued
 from sordino.audit.written import Written
 from sordino.completions import Completions, Unsupported, prompt_logprobs
 from sordino.config import ModelConfig
@@ -201,6 +202,17 @@ class Endpoint:
         ]
         made = self._ask(bodies, lambda done: None, self.server)
         return [self._same(*pair) for pair in zip(prefixes, suffixes, made, strict=True)]
+
+    def continues(self, prefixes: Sequence[np.ndarray], lengths: Sequence[int], which: str) -> list[str]:
+        """By asking for the likeliest continuation; the base decodes here, where it is not served."""
+        if which == "base" and not self.config.base_served:
+            return continued(self.untuned, prefixes, lengths)
+        server = self.server if which == "tuned" else replace(self.server, model=str(self.config.base))
+        bodies = [
+            {"prompt": prefix.tolist(), "max_tokens": int(length), "temperature": 0}
+            for prefix, length in zip(prefixes, lengths, strict=True)
+        ]
+        return [str(answer["text"]) for answer in self._ask(bodies, lambda done: None, server)]
 
     def _same(self, prefix: np.ndarray, suffix: np.ndarray, answer: Mapping[str, Any]) -> bool:
         decode = self.serializer.tokenizer.decode

@@ -15,7 +15,7 @@ import sordino
 from sordino.attacks.base import Task
 from sordino.audit.placing import place
 from sordino.audit.settings import ExternalConfig
-from sordino.audit.subjects import Subject, said
+from sordino.audit.subjects import Subject, continued, said
 from sordino.audit.written import Written
 from sordino.config import ModelConfig, recorded_as
 from sordino.errors import ModelError, RunError
@@ -257,3 +257,7 @@ class External:
     def repeats(self, prefixes: Sequence[np.ndarray], suffixes: Sequence[np.ndarray]) -> list[bool]:
         """By greedy decoding."""
         return said(self.tuned, prefixes, suffixes)
+
+    def continues(self, prefixes: Sequence[np.ndarray], lengths: Sequence[int], which: str) -> list[str]:
+        """By greedy decoding."""
+        return continued(self.tuned if which == "tuned" else self.untuned, prefixes, lengths)

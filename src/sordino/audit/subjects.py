@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from sordino.attacks.base import Task
+from sordino.audit.continuations import text_after
 from sordino.config import recorded
 from sordino.errors import RunError
 from sordino.evidence import digest
@@ -16,7 +17,7 @@ from sordino.serialize import Serializer, Tokens
 from sordino.signals import STATISTICS, Statistics
 from sordino.train.reading import classes_of, serializer_for
 
-__all__ = ["Subject", "Trained", "said"]
+__all__ = ["Subject", "Trained", "continued", "said"]
 
 Tick = Callable[[int], None]
 
@@ -52,6 +53,12 @@ class Subject(Protocol):
     def repeats(self, prefixes: Sequence[np.ndarray], suffixes: Sequence[np.ndarray]) -> list[bool]:
         """Whether greedy decoding by the tuned model puts each suffix after its prefix, word for word."""
 
+    def continues(self, prefixes: Sequence[np.ndarray], lengths: Sequence[int], which: str) -> list[str]:
+        """The text of `lengths[i]` tokens that the "tuned" or "base" model, decoding greedily, puts after each prefix.
+
+        It ends before an end token.
+        """
+
 
 def said(model: Any, prefixes: Sequence[np.ndarray], suffixes: Sequence[np.ndarray]) -> list[bool]:
     """`Subject.repeats` by decoding with a model in memory."""
@@ -59,6 +66,14 @@ def said(model: Any, prefixes: Sequence[np.ndarray], suffixes: Sequence[np.ndarr
 
     made = greedy(model, prefixes, [len(suffix) for suffix in suffixes])
     return [bool(np.array_equal(suffix, words)) for suffix, words in zip(suffixes, made, strict=True)]
+
+
+def continued(model: Any, prefixes: Sequence[np.ndarray], lengths: Sequence[int]) -> list[str]:
+    """`Subject.continues` by decoding with a model in memory."""
+    from sordino.generate import greedy
+
+    made = greedy(model, prefixes, lengths)
+    return [text_after(model.tokenizer, prefix, ids) for prefix, ids in zip(prefixes, made, strict=True)]
 
 
 class Trained:
@@ -152,3 +167,7 @@ class Trained:
     def repeats(self, prefixes: Sequence[np.ndarray], suffixes: Sequence[np.ndarray]) -> list[bool]:
         """By greedy decoding."""
         return said(self.tuned, prefixes, suffixes)
+
+    def continues(self, prefixes: Sequence[np.ndarray], lengths: Sequence[int], which: str) -> list[str]:
+        """By greedy decoding."""
+        return continued(self.tuned if which == "tuned" else self.untuned, prefixes, lengths)

@@ -72,9 +72,13 @@ def _extraction_words(attempt: Attempt) -> str:
         times = "once" if asked == 1 else f"{asked:,} times"
         how = f"Given the beginning and asked {times} ({attempt.parameters['decoding']}), the model writes"
     return (
-        f"{how} a passage of {(rate.value or 0):.1%} of the trained-on records word for word, against "
+        f"{how} a passage of {(rate.value or 0):.1%} of the trained-on records {_wording(attempt)}, against "
         f"{(others.value or 0):.1%} of records it never saw."
     )
+
+
+def _wording(attempt: Attempt) -> str:
+    return "nearly word for word" if attempt.name == "near" else "word for word"
 
 
 def _exposed(levels: Sequence[CanaryLevel]) -> CanaryLevel | None:
@@ -223,7 +227,7 @@ def claims(f: Findings) -> tuple[Claim, ...]:
         excess = attempt.estimates["excess"]
         found.append(
             Claim(
-                statement="No trained-on record can be pulled out word for word"
+                statement=f"No trained-on record can be pulled out {_wording(attempt)}"
                 + (" by asking again and again." if "queries" in attempt.parameters else "."),
                 evidence=f"{_extraction_words(attempt)} Excess {excess}.",
                 status=_status(excess.low > 0, f.trained_here and excess.high < 0.01),  # type: ignore[arg-type]

@@ -236,7 +236,7 @@ def in_words(metric: str, estimate: Estimate, *, full: bool = False) -> str:
         accused = f", while wrongly accusing 1 non-member in {round(1 / fpr):,}" if full else ""
         return f"Recognises {_share(value, 'member')}{accused}."
     if metric == "rate":
-        return f"Gives a passage of {_share(value, 'record')} word for word."
+        return f"Gives a passage of {_share(value, 'record')}."
     return ""
 
 

@@ -28,7 +28,9 @@ def _excerpts(run: Run) -> list[Excerpt]:
     path = run.private / "passages.json"
     if not path.exists():
         return []
-    rows = [row for row in json.loads(path.read_bytes()) if row["member"] and row["confirmed"]]
+    # Those that came out nearly have what was written beside them; shown are those that came word for word.
+    found = json.loads(path.read_bytes())
+    rows = [row for row in found if row["member"] and row["confirmed"] and not row.get("written")]
     return [
         Excerpt(record_id=row["record_id"], prefix=row["prefix"], suffix=row["suffix"], base_hit=row["base_hit"])
         for row in rows

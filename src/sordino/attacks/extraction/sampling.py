@@ -3,7 +3,7 @@
 import numpy as np
 
 from sordino.attacks.base import Odds, extraction
-from sordino.attacks.extraction.prefix import SHORTEST, passages
+from sordino.attacks.passages import passages
 from sordino.signals import Signals
 
 
@@ -20,25 +20,24 @@ def sampling(signals: Signals, *, prefix_tokens: int = 50, suffix_tokens: int = 
     counts. The probability of a passage is the product of those with which its tokens are drawn after the true ones
     before them, so that nothing has to be sampled. In short records both lengths shrink as they do for `prefix`.
     """
-    s, drawn = signals.statistics, signals.sampled
-    counts, width = np.diff(s.offsets), len(drawn.decodings)
-    tried = np.zeros(len(counts), dtype=np.int64)
-    best = np.full((len(counts), width), -np.inf)
-    start, stop = (np.zeros((len(counts), width), dtype=np.int64) for _ in range(2))
-    for record in np.flatnonzero(counts >= SHORTEST):
-        rows = slice(s.offsets[record], s.offsets[record + 1])
-        first, suffix = passages(np.asarray(s.position[rows]), prefix_tokens, suffix_tokens)
+    position, drawn = signals.statistics.position, signals.sampled
+    count, width = len(signals), len(drawn.decodings)
+    tried = np.zeros(count, dtype=np.int64)
+    best = np.full((count, width), -np.inf)
+    start, stop = (np.zeros((count, width), dtype=np.int64) for _ in range(2))
+    for one in passages(signals, prefix_tokens, suffix_tokens):
+        record, first = one.record, one.first
         tried[record] = len(first)
         if not len(first):
             continue
-        logs = np.asarray(drawn.logprob[rows], dtype=np.float64)
+        logs = np.asarray(drawn.logprob[one.rows], dtype=np.float64)
         never = ~np.isfinite(logs)
-        sums, lost = (_windows(x, first, suffix) for x in (np.where(never, 0.0, logs), never.astype(np.float64)))
+        sums, lost = (_windows(x, first, one.length) for x in (np.where(never, 0.0, logs), never.astype(np.float64)))
         sums[lost > 0] = -np.inf
         at = sums.argmax(axis=0)
         best[record] = sums[at, np.arange(width)]
-        start[record] = np.asarray(s.position[rows])[first[at]]
-        stop[record] = start[record] + suffix
+        start[record] = np.asarray(position[one.rows])[first[at]]
+        stop[record] = start[record] + one.length
     # Sums by differences may end a rounding above 0.
     return Odds(tried=tried, logprob=np.minimum(best, 0.0), start=start, stop=stop)
 

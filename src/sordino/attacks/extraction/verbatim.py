@@ -3,7 +3,7 @@
 import numpy as np
 
 from sordino.attacks.base import Windows, extraction
-from sordino.attacks.extraction.prefix import SHORTEST
+from sordino.attacks.passages import SHORTEST
 from sordino.attacks.words import first, words
 from sordino.signals import Signals
 
