@@ -112,7 +112,7 @@ def audited(make_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("near")
     model, known = make_model("llama", seed=3), texts(0, 24)
     save(model, folder / "base")
-    learn(model, known, steps=25)
+    learn(model, known, steps=32)
     save(model, folder / "tuned")
     for name, rows in (("in", known), ("out", texts(5000, 24))):
         write_rows(folder / f"{name}.jsonl", [{"text": t} for t in rows])
