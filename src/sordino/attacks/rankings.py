@@ -58,9 +58,7 @@ def distinct(texts: Sequence[str], order: Sequence[int] | Int[np.ndarray, " text
     grams: list[Counter[tuple[str, ...]]] = []
     holders: dict[tuple[str, ...], list[int]] = {}
     for number in (int(i) for i in order):
-        own = words(texts[number])
-        # What is too short for a trigram is one gram as a whole, which no trigram equals.
-        count = Counter(zip(own, own[1:], own[2:], strict=False)) or Counter([tuple(own)])
+        count = _trigrams(texts[number])
         shared: Counter[int] = Counter()
         for gram, times in count.items():
             for place in holders.get(gram, ()):
@@ -72,6 +70,12 @@ def distinct(texts: Sequence[str], order: Sequence[int] | Int[np.ndarray, " text
         grams.append(count)
         kept.append(number)
     return np.array(kept, dtype=np.int64)
+
+
+def _trigrams(text: str) -> Counter[tuple[str, ...]]:
+    own = words(text)
+    # What is too short for a trigram is one gram as a whole, which no trigram equals.
+    return Counter(tuple(own[i : i + 3]) for i in range(max(1, len(own) - 2)))
 
 
 def ranked(signals: Signals, texts: Sequence[str]) -> dict[str, Int64[np.ndarray, " kept"]]:
@@ -93,7 +97,8 @@ def run_length(lengths: ArrayLike, most: int = 50) -> int:
     `lengths` are those of the training records, in tokens. Of records of 100 tokens and more, 50 is the run of
     Nasr et al. 2023 (arXiv:2311.17035).
     """
-    median = float(np.median(lengths)) if np.size(lengths) else 0.0
+    counts = np.asarray(lengths, dtype=np.float64)
+    median = float(np.median(counts)) if counts.size else 0.0
     return min(most, max(SHORTEST, int(median / 2)))
 
 

@@ -145,7 +145,7 @@ def generate_and_rank(  # noqa: PLR0913 - what is drawn, from what, and how
 
 def _until(ids: np.ndarray, end: int | None) -> np.ndarray:
     """The tokens before the end token."""
-    stops = np.flatnonzero(ids == end) if end is not None else ()
+    stops = np.flatnonzero(ids == end) if end is not None else np.empty(0, dtype=np.int64)
     return ids[: stops[0]] if len(stops) else ids
 
 
