@@ -139,7 +139,7 @@ def _checked(logp: np.ndarray) -> np.ndarray:
     return logp
 
 
-def estimate(  # noqa: PLR0913, PLR0917 - what a sample of what is left is drawn from, and how
+def estimate(
     trie: Trie, target: Int[np.ndarray, " tokens"], following: Next, found: Found, sample: int, seed: int
 ) -> Ranks:
     """Estimate the rank from what a search has `found` and `sample` draws from the prefixes it has left.

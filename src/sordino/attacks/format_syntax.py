@@ -6,8 +6,8 @@ r"""The notation of candidate formats: a subset of regular expressions, read int
     (a|b)         one or the other; (?:a|b) is the same
     <names>       one entry of the word list of that name, which the caller gives
 
-Without word lists, `re.fullmatch` with `re.ASCII` accepts the same strings. What could go on for ever (`*`, `+`, `{2,}`)
-or depends on an alphabet that nobody named (`.`, `[^a]`, `\w`) is refused.
+Without word lists, `re.fullmatch` with `re.ASCII` accepts the same strings. What could go on for ever (`*`, `+`,
+`{2,}`) or depends on an alphabet that nobody named (`.`, `[^a]`, `\w`) is refused.
 
 The parser is our own: `re._parser` is private; greenery, the one kept-up library with fitting licence that makes
 automata of regular expressions, has neither word lists nor the i-th string of a language.

@@ -67,6 +67,11 @@ class Format:
         """All characters that stand in any of the strings."""
         return frozenset().union(*self.automaton.chars)
 
+    @property
+    def alphabet_is_ascii(self) -> bool:
+        """Whether all of them are one byte in UTF-8."""
+        return all(map(str.isascii, self.alphabet))
+
     @cached_property
     def prefix_free(self) -> bool:
         """Whether no string is the beginning of another one."""

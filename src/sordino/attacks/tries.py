@@ -1,16 +1,18 @@
 """Candidates as a trie of tokens, of which only what is looked at is made."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
 
-__all__ = ["RowTrie", "Trie"]
+__all__ = ["Below", "Nodes", "Paths", "RowTrie", "Trie"]
 
 Nodes = Int[np.ndarray, "nodes fields"]
+Below = Int[np.ndarray, "children fields"]
 Paths = Int[np.ndarray, "nodes depth"]
 
 
+@runtime_checkable
 class Trie(Protocol):
     """What the search for a rank asks: nodes are rows of numbers that only the trie understands.
 
@@ -28,7 +30,7 @@ class Trie(Protocol):
     def root(self) -> Nodes:
         """The one node of the empty path."""
 
-    def children(self, paths: Paths, nodes: Nodes) -> tuple[np.ndarray, np.ndarray, Nodes]:
+    def children(self, paths: Paths, nodes: Nodes) -> tuple[np.ndarray, np.ndarray, Below]:
         """(parent, token, node) of every child of the nodes."""
 
     def inner(self, paths: Paths, nodes: Nodes) -> np.ndarray:
@@ -98,7 +100,7 @@ class RowTrie:
         weights = 1 if self.weights is None else self.weights[nodes[:, 0]]
         return np.where(self._ended(paths, nodes), weights, 0)
 
-    def children(self, paths: Paths, nodes: Nodes) -> tuple[np.ndarray, np.ndarray, Nodes]:
+    def children(self, paths: Paths, nodes: Nodes) -> tuple[np.ndarray, np.ndarray, Below]:
         """The ranges that agree in one more token."""
         starts = self._starts(paths.shape[1])
         low = np.searchsorted(starts, nodes[:, 0] + self._ended(paths, nodes))

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Candidates", "Exposure", "Next", "exposure", "search"]
 
 
+@runtime_checkable
 class Candidates(Protocol):
     """What a secret could have been (`Space`, `FormatSpace`): a trie of candidates that follow one context."""
 
