@@ -7,13 +7,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from sordino.attacks.best_first import best_first, estimate
 from sordino.attacks.extraction.exposure import exposure
 from sordino.attacks.format_spaces import format_space
 from sordino.attacks.formats import read_format
+from sordino.attacks.places import find_place
 from sordino.attacks.tries import RowTrie
 from sordino.attacks.walks import WalkTrie
 from sordino.config import ModelConfig
@@ -303,6 +304,25 @@ def test_characters_without_a_token_are_named():
         format_space(*placed("41"), form, Serializer(tokenizer, 96))
 
 
+@pytest.mark.parametrize(("pattern", "match"), [("[0-9x]", "no token for 'x'"), ("(1|22)", "some strings of")])
+def test_what_the_tokenizer_reads_as_unknown_is_refused(pattern, match):
+    words = ["<unk>", "The", "code", "of", "is", "not", "known", ".", *"0123456789"]
+    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>")
+    with pytest.raises(AuditError, match=match):
+        format_space(*placed("1"), read_format(pattern), Serializer(tokenizer, 96))
+
+
+def test_strings_that_the_tokenizer_cannot_tell_apart_are_refused():
+    tokenizer = per_character()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    with pytest.raises(AuditError, match=r"several strings of the format .* as the same tokens"):
+        format_space(*placed("Ab"), read_format("[Aa]b"), Serializer(tokenizer, 96))
+    # Too many to write out, and not to be walked in the format's own letters: only drawn.
+    assert not format_space(*placed("AB"), read_format("[A-Z]{2}"), Serializer(tokenizer, 96), largest=0).searchable
+
+
 def test_a_secret_with_nothing_before_or_after_it():
     tokenizer, form = per_character(), read_format("[0-9]{1,2}")
     bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
@@ -311,6 +331,28 @@ def test_a_secret_with_nothing_before_or_after_it():
     with pytest.raises(AuditError, match="candidates of different lengths cannot be compared"):
         format_space(*placed("41", after=""), form, Serializer(bare, 96))
     assert format_space(*placed("41", before="", after=""), form, Serializer(tokenizer, 96)).path[-1] == 1
+
+
+@pytest.mark.parametrize("read", ["bundled", "merging", "stories"])
+def test_the_end_of_a_long_text_is_enough_to_tokenise_candidates(read, tokenizer, request):
+    from transformers import AutoTokenizer
+
+    if read == "stories":
+        tokenizer = AutoTokenizer.from_pretrained(request.getfixturevalue("shared_data") / "models" / "stories260k")
+    serializer = Serializer(merging() if read == "merging" else tokenizer, 2048)
+    before = "Ann said that she was here at 12, and Bo was not. " * 20 + "She wrote "
+    form = read_format("(Anna |Bo |)[0-9]{2}", LISTS)
+    record, span = placed("Bo 41", before=before)
+    place = find_place(record, span, serializer, form.covering())
+    assert len(place.tail) < len(before) / 3
+    whole = []
+    for text in form:
+        ids = serializer.encode(placed(text, before=before)[0]).ids.tolist()
+        assert ids[: len(place.context)] == place.context.tolist()
+        whole.append(ids[len(place.context) :])
+    rows = place.rows(list(form))
+    assert all(ids[: len(row)] == row for ids, row in zip(whole, rows, strict=True))
+    assert {ids[len(row)] for ids, row in zip(whole, rows, strict=True)} == {place.following}
 
 
 def test_a_secret_that_joins_the_text_after_it_is_refused():

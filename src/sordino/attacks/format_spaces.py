@@ -59,13 +59,15 @@ def format_space(
     if missing := place.unreadable(probes):
         message = f"The tokenizer has no token for {' '.join(map(repr, missing[:10]))}, which the format allows."
         raise AuditError(message, "Leave these characters out of the format, or use the model's own tokenizer.")
+    probed = {text: row for text, row in zip(probes, place.rows(probes), strict=True) if row is not None}
+    if any(serializer.tokenizer.unk_token_id in row for row in probed.values()):
+        message = f"The tokenizer reads parts of some strings of the format {form.pattern!r} as unknown."
+        raise AuditError(message, "Use the model's own tokenizer, or a format of words that it knows.")
     end = None if form.prefix_free else _end(place, record, span)
-    [own] = place.rows([secret])
-    assert own is not None  # it is one of the probes
-    path = np.array([*own, *([] if end is None else [end])], dtype=np.int32)
+    path = np.array([*probed[secret], *([] if end is None else [end])], dtype=np.int32)
     walk = Walk(form, place.lead, token_texts(serializer.tokenizer) if form.alphabet_is_ascii else {})
     trie = WalkTrie(walk, place, end)
-    walkable = all(trie.finds(row) for row in place.rows(probes) if row is not None)
+    walkable = all(trie.spells(row, text) for text, row in probed.items())
     if form.size <= largest and not (walkable and walk.single):
         rows = _rows(form, place, end)
         return FormatSpace(context=place.context, trie=RowTrie(rows), path=path, searchable=True)

@@ -8,7 +8,6 @@ and reaches into it is part of the candidate.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -46,31 +45,25 @@ class Place:
 
     def rows(self, candidates: Sequence[str]) -> list[list[int] | None]:
         """The tokens of each candidate after the context; None where it changes the tokens of the context."""
-        encoded = self._encode(candidates, offsets=False)["input_ids"]
         shared, count = list(self.shared), len(self.shared)
-        return [list(ids[count:]) if list(ids[:count]) == shared else None for ids in encoded]
+        return [ids[count:] if ids[:count] == shared else None for ids in self._encode(candidates)]
 
     def unreadable(self, candidates: Sequence[str]) -> list[str]:
-        """The characters of `candidates` that the tokenizer has no token for; blanks aside."""
-        encoded = self._encode(candidates, offsets=True)
-        unknown = self.serializer.tokenizer.unk_token_id
-        found = set()
-        for text, ids, spans in zip(candidates, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-            read = np.zeros(len(self.tail) + len(text), dtype=bool)
-            for number, (start, stop) in zip(ids, spans, strict=True):
-                read[start:stop] |= number != unknown
-            found |= {char for char, seen in zip(text, read[len(self.tail) :], strict=True) if not seen}
-        return sorted(char for char in found if not char.isspace())
+        """The characters of `candidates`, blanks aside, that the tokenizer drops or reads as unknown."""
+        chars = sorted({char for text in candidates for char in text if not char.isspace()})
+        [nothing], unknown = self._encode([""]), self.serializer.tokenizer.unk_token_id
+        found = zip(chars, self._encode(chars), strict=True)
+        return [char for char, ids in found if ids == nothing or unknown in ids[len(self.shared) :]]
 
-    def _encode(self, candidates: Sequence[str], *, offsets: bool) -> Any:
-        return self.serializer.tokenizer(
+    def _encode(self, candidates: Sequence[str]) -> list[list[int]]:
+        encoded = self.serializer.tokenizer(
             [self.tail + candidate for candidate in candidates],
             add_special_tokens=False,
             split_special_tokens=not self.template,
-            return_offsets_mapping=offsets,
             return_attention_mask=False,
             verbose=False,
         )
+        return [list(ids) for ids in encoded["input_ids"]]
 
 
 def find_place(record: Record, span: tuple[int, int], serializer: Serializer, probes: Sequence[str]) -> Place:

@@ -47,7 +47,8 @@ class Space:
     def path(self) -> Int[np.ndarray, " tokens"]:
         """The tokens of the true secret."""
         row = self.rows[self.target]
-        return row[row >= 0]
+        tokens: np.ndarray = row[row >= 0]
+        return tokens
 
 
 def secret_space(record: Record, canary: Canary, serializer: Serializer) -> Space:

@@ -46,13 +46,17 @@ class WalkTrie:
             return tokens, after
         return np.append(tokens, np.int32(self.end)), np.append(after, _END)
 
-    def finds(self, tokens: list[int]) -> bool:
-        """Whether these tokens, without the end, are a path that ends where a string does."""
-        states = {0}
+    def spells(self, tokens: list[int], text: str) -> bool:
+        """Whether these tokens, without the end, are a path to the end of just this string."""
+        state = 0
         for token in tokens:
+            known, after = self.walk.moves(state)
             # A token has one text, and a text leads to one state.
-            states = {int(b) for s in states for a, b in zip(*self.walk.moves(s), strict=True) if a == token}
-        return any(self.walk.ends(state) for state in states)
+            place = np.flatnonzero(known == token)
+            if not len(place):
+                return False
+            state = int(after[place[0]])
+        return self.walk.ends(state) and self.walk.text(tokens) == text
 
     def inner(self, paths: Paths, nodes: Nodes) -> np.ndarray:
         """Which nodes have tokens to follow."""
