@@ -3,11 +3,13 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Int
 
+from sordino.attacks.tries import RowTrie
 from sordino.canaries import Canary
 from sordino.errors import AuditError
 from sordino.records import Record
@@ -34,6 +36,19 @@ class Space:
     context: Int[np.ndarray, " P"]
     rows: Int[np.ndarray, "candidates tokens"]
     target: int
+    searchable: ClassVar[bool] = True
+
+    @cached_property
+    def trie(self) -> RowTrie:
+        """The candidates as a trie."""
+        return RowTrie(self.rows)
+
+    @property
+    def path(self) -> Int[np.ndarray, " tokens"]:
+        """The tokens of the true secret."""
+        row = self.rows[self.target]
+        tokens: np.ndarray = row[row >= 0]
+        return tokens
 
 
 def secret_space(record: Record, canary: Canary, serializer: Serializer) -> Space:

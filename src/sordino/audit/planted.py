@@ -37,7 +37,7 @@ def expose(collector: Collector, attack: Attack, plan: AuditPlan, examples: dict
     if not canaries:
         return []
     chosen = [examples[c.id] for c in canaries]
-    key = collector.key(chosen, "tuned", "exposure/1", str(plan.token_forwards))  # type: ignore[arg-type]
+    key = collector.key(chosen, "tuned", "exposure/2", str(plan.token_forwards))  # type: ignore[arg-type]
     path = collector.run.private / "exposures" / f"{digest(key)}.json"
     if path.exists():
         return msgspec.json.decode(path.read_bytes(), type=list[Found])
