@@ -122,7 +122,7 @@ def exposure(
 
     Otherwise the rank is estimated from `sample` random candidates, with a 95 % interval.
     """
-    from sordino.generate import Continuation  # here, so that listing attacks does not load torch
+    from sordino.continuation import Continuation  # here, so that listing attacks does not load torch
 
     found = []
     for number, space in enumerate(spaces):
