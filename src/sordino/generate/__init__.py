@@ -1,8 +1,8 @@
 """Batched generation: what the model says, or would say, after a prefix.
 
 Rows of one cache are given to the next request as soon as theirs is done, and prefixes that requests share are read
-once. What a request shares a batch with changes nothing about its tokens, beyond rounding. No setting that came with the
-model (repetition penalty, suppressed tokens) has a say.
+once. What a request shares a batch with changes nothing about its tokens, beyond rounding. No setting that came with
+the model (repetition penalty, suppressed tokens) has a say.
 """
 
 from collections.abc import Callable, Sequence

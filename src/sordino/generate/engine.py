@@ -40,9 +40,7 @@ def write(
     return [writing.generation(i) for i in range(len(requests))]
 
 
-def _in_slots(
-    model: Model, module: nn.Module, writing: Writing, rows: int | None, tick: Callable[[int], None]
-) -> bool:
+def _in_slots(model: Model, module: nn.Module, writing: Writing, rows: int | None, tick: Callable[[int], None]) -> bool:
     """Answer all of `writing` in rows that are refilled; False, and nothing done, where the model does not allow it."""
     prefixes = list({r.prefix.astype(np.int64).tobytes(): r.prefix for r in writing.requests}.values())
     shared = _common(prefixes)

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from sordino.generate.slots import Prefilled, Slots, last_only, prefill
 from sordino.generate.writing import Writing
@@ -41,6 +40,7 @@ class Waiting:
             self.common = module(input_ids=ids, use_cache=True, **last_only(module)).past_key_values
 
     def __bool__(self) -> bool:
+        """Whether a request is left."""
         return bool(self.ready or self.groups)
 
     def take(self, count: int) -> list[tuple[int, Prefilled, int]]:

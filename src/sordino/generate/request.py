@@ -13,6 +13,8 @@ from sordino.model import Model
 
 __all__ = ["Generation", "Request", "check", "decaying"]
 
+_GREEDY = Decoding(temperature=0)
+
 Finished = Literal["length", "stop", "end"]
 
 
@@ -21,14 +23,14 @@ class Request:
     """A `prefix` (P ≥ 1 tokens) and how at most `length` tokens are put after it.
 
     `decoding` is one setting for all tokens, or one for each: of several, the last is that of all further tokens
-    (`decaying`). All random numbers come from the base seed and `seed` (0 or more). With `stop`, it ends when the text of
-    what was generated holds one of these; with `end`, at the tokenizer's end token.
+    (`decaying`). All random numbers come from the base seed and `seed` (0 or more). With `stop`, it ends when the text
+    of what was generated holds one of these; with `end`, at the tokenizer's end token.
     Raises `ConfigError` for what cannot be meant.
     """
 
     prefix: Int[np.ndarray, " P"]
     length: int
-    decoding: Decoding | tuple[Decoding, ...] = Decoding(temperature=0)
+    decoding: Decoding | tuple[Decoding, ...] = _GREEDY
     seed: int = 0
     stop: tuple[str, ...] = ()
     end: bool = False
@@ -42,7 +44,9 @@ class Request:
         if self.seed < 0:
             raise ConfigError(f"The seed of a request is {self.seed}.", "Seeds are 0 or more.")
         if "" in self.stop:
-            raise ConfigError(f"The stop strings {self.stop!r} hold an empty one.", "Every text holds it: leave it out.")
+            raise ConfigError(
+                f"The stop strings {self.stop!r} hold an empty one.", "Every text holds it: leave it out."
+            )
         if self.decoding == ():
             raise ConfigError("The decoding of a request is ().", "Give at least one: the last goes on.")
 
@@ -66,7 +70,9 @@ class Generation:
     text: str
 
 
-def decaying(start: float = 10.0, stop: float = 1.0, *, steps: int = 20, top_k: int | None = None) -> tuple[Decoding, ...]:
+def decaying(
+    start: float = 10.0, stop: float = 1.0, *, steps: int = 20, top_k: int | None = None
+) -> tuple[Decoding, ...]:
     """Temperatures that fall in equal steps from `start` to `stop` over the first `steps` tokens, and stay there.
 
     Source: Carlini et al. 2021, arXiv:2012.07805 (from 10 to 1 over the first 20 tokens); that the steps are
@@ -93,5 +99,5 @@ def check(model: Model, requests: Sequence[Request]) -> None:
         low, high = int(request.prefix.min()), int(request.prefix.max())
         if low < 0 or high >= vocabulary:
             wrong = low if low < 0 else high
-            message = f"The prefix of request {number} holds the token {wrong}; the model has tokens 0 to {vocabulary - 1}."
+            message = f"The prefix of request {number} holds token {wrong}; the model has 0 to {vocabulary - 1}."
             raise ConfigError(message, "Use the tokenizer of this model.")

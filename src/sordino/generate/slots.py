@@ -27,7 +27,7 @@ def last_only(module: Any) -> dict[str, int]:
 
 
 class Prefilled:
-    """Keys and values, layer by layer (n, heads, slots, d), of n prefixes of `lengths` tokens, virtual ones included."""
+    """Keys and values, layer by layer (n, heads, slots, d), of n prefixes, and their `lengths` with virtual tokens."""
 
     def __init__(self, cache: Any, lengths: Int[np.ndarray, " n"]) -> None:
         """Raise `ValueError` where `cache` does not hold one key of every token in every layer."""
@@ -61,7 +61,6 @@ def prefill(module: Any, prefixes: Sequence[np.ndarray], common: Any = None, sha
         read = unwrapped(module)(input_ids=given, past_key_values=past, use_cache=True, **last_only(module))
     cache = read.past_key_values
     virtual = int(cache.get_seq_length()) - shared - ids.shape[1]
-    # `get_seq_length` counts what was common, with its virtual tokens.
     return Prefilled(cache, lengths + virtual)
 
 
