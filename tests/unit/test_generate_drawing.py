@@ -32,7 +32,7 @@ def left(logits, decoding):
 def test_the_filters_leave_what_decoding_says(sharpness):
     # Flat rows need more than the 64 largest; sharp ones do not, and some of a batch may.
     torch.manual_seed(0)
-    logits = sharpness * torch.randn(6, 300)
+    logits = sharpness * torch.randn(3, 300)
     logits[::2] *= 20
     for decoding in GRID:
         for row, found in zip(logits, left(logits, decoding), strict=True):
@@ -56,9 +56,9 @@ def test_ties_are_broken_as_decoding_breaks_them(values, temperature, top_k, top
 
 def test_uniform_numbers_at_equal_distances_give_every_token_its_share():
     torch.manual_seed(1)
-    logits, count = torch.randint(-6, 3, (90,)).float(), 40_000
+    logits, count = torch.randint(-6, 3, (90,)).float(), 3_000
     uniform = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    for decoding in GRID[::2]:
+    for decoding in GRID[::5]:
         heat = torch.full((count,), decoding.temperature, dtype=torch.float64)
         drawn = draw(logits.expand(count, -1), uniform, heat, decoding.top_k, decoding.top_p)
         share = torch.bincount(drawn, minlength=90) / count

@@ -38,8 +38,8 @@ def _count(
 ) -> tuple[Tensor, Tensor]:
     """How many tokens are left (n), and for which rows the `largest` logits (n, K), in order, were enough to tell."""
     vocabulary, complete = logits.shape[1], largest.shape[1] == logits.shape[1]
-    known = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
     left = torch.ones_like(largest, dtype=torch.bool)
+    known = torch.ones_like(left[:, -1])
     scaled = largest.double() / temperature[:, None]
     if top_k is not None and top_k < vocabulary:
         left = largest >= largest[:, top_k - 1 : top_k]
@@ -51,8 +51,8 @@ def _count(
     if top_p < 1:
         share = (scaled - whole[:, None]).exp().masked_fill(~left, 0.0)
         left = left & (share.cumsum(1) - share < top_p)
-        known = known & (~left[:, -1] | complete)
-    return left.sum(1).clamp(min=1), known
+    # Where the last that is sorted is left, what is not sorted may be left as well.
+    return left.sum(1).clamp(min=1), known & (~left[:, -1] | complete)
 
 
 def draw(
