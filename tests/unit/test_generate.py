@@ -196,7 +196,7 @@ def test_requests_at_the_edges(llama):
         ({"length": 0}, "length of a generation is 0"),
         ({"length": -3}, "length of a generation is -3"),
         ({"seed": -1}, "seed of a request is -1"),
-        ({"stop": ("a", "")}, r"stop strings \('a', ''\) one is empty"),
+        ({"stop": ("a", "")}, r"stop strings \('a', ''\) hold an empty one"),
         ({"decoding": ()}, r"decoding of a request is \(\)"),
     ],
 )
@@ -222,7 +222,7 @@ def test_what_a_model_cannot_answer_is_refused(llama, make_model):
     with pytest.raises(ModelError, match="no end token"):
         generate(endless, [dataclasses.replace(good, end=True)])
     with pytest.raises(ModelError, match="classifier"):
-        generate(dataclasses.replace(llama, classes=Classes(names=("a", "b"))), [good])
+        generate(dataclasses.replace(llama, classes=Classes(labels=("a", "b"), seed=0)), [good])
 
 
 def test_half_precision_goes_through_the_same_rows(make_model):
