@@ -7,7 +7,6 @@ import torch
 import transformers
 
 from sordino.config import ModelConfig
-from sordino.decoding import decoding_logprob
 from sordino.generate import Request
 from sordino.model import Model
 
@@ -56,15 +55,22 @@ def some_requests(count: int, seed: int = 0, **more: Any) -> list[Request]:
 
 
 def by_forwards(model: Model, request: Request, seed: int = 0) -> tuple[list[int], list[float]]:
-    """The tokens of `request` and their ln p, from a forward pass of everything for each: no cache, no batch."""
+    """The tokens of `request` and their ln p: a forward pass of everything for each, and the filters of transformers."""
     ids, uniform = request.prefix.tolist(), np.random.default_rng([seed, request.seed]).random(request.length)
     logs = []
     with model.active() as module:
         for step in range(request.length):
             logits = module(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
             decoding = request.decodings[min(step, len(request.decodings) - 1)]
-            share = decoding_logprob(logits.expand(len(logits), -1), torch.arange(len(logits)), [decoding])[:, 0].exp()
-            edges = np.cumsum(share.numpy())
+            if decoding.temperature == 0:
+                edges = np.arange(len(logits)) >= int(logits.argmax())
+            else:
+                kept = logits[None].double() / decoding.temperature
+                if decoding.top_k is not None:
+                    kept = transformers.TopKLogitsWarper(decoding.top_k)(None, kept)
+                if decoding.top_p < 1:
+                    kept = transformers.TopPLogitsWarper(decoding.top_p)(None, kept)
+                edges = np.cumsum(kept.softmax(-1)[0].numpy())
             ids.append(int(np.searchsorted(edges, uniform[step] * edges[-1], side="right")))
             logs.append(float(torch.log_softmax(logits.double(), -1)[ids[-1]]))
     return ids[len(request.prefix) :], logs

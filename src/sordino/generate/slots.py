@@ -98,10 +98,10 @@ class Slots:
         self.inner, self.device = unwrapped(module), like.layers[0][0].device
         self.places = _Places(rows, self.device)
         # Zeros: a hidden slot has weight 0, and 0 times what memory happened to hold may be no number.
-        made = [
-            _Layer(*(t.new_zeros((rows, t.shape[1], slots, t.shape[3])) for t in pair), self.places)
-            for pair in like.layers
-        ]
+        made = []
+        for pair in like.layers:
+            keys, values = (t.new_zeros((rows, t.shape[1], slots, t.shape[3])) for t in pair)
+            made.append(_Layer(keys, values, self.places))
         self.cache = Cache(layers=made)
         self.length = np.zeros(rows, dtype=np.int64)
         self.token = np.zeros(rows, dtype=np.int64)
