@@ -1,7 +1,7 @@
 """Run the benchmarks and write benchmarks/RESULTS.md with the commands that made each table.
 
 python benchmarks/run.py [NAME ...]     all, or some of: startup, signals, attacks, suite, reduction, training,
-                                        clipping, shadows, records, matching, demo
+                                        clipping, shadows, records, matching, generation, demo
 """
 
 import os
@@ -74,6 +74,11 @@ ABOUT = {
     "matching": (
         "## Matching text\n\nThe longest common substring, exactly: at least 100 times as fast as the table of all "
         "pairs in Python at 800 characters. A suffix array over all records answers any number of texts."
+    ),
+    "generation": (
+        "## Generation\n\nThe target: at least five times as fast as `model.generate` of transformers in a loop over requests, "
+        "and not slower than `model.generate` on batches padded on the left. All write 50 tokens at most after beginnings "
+        "of 10 to 60 tokens, with stories260k."
     ),
     "demo": (
         "## The demonstration\n\nTwo trainings and two audits, without and with differential privacy: at most 4 "

@@ -13,7 +13,8 @@ from train_fixtures import some_tokens, tune
 
 from sordino.collect import Head, collect
 from sordino.config import MethodConfig, ModelConfig, TrainConfig
-from sordino.generate import Continuation, greedy
+from sordino.continuation import Continuation
+from sordino.generate import greedy
 from sordino.model import Model, attach, count_parameters, load, restore, save, weights_digest
 from sordino.train.loop import validation_loss
 

@@ -11,8 +11,9 @@ from train_fixtures import fresh, new_run, some_tokens, tune
 
 from sordino.config import MethodConfig, ModelConfig, RunConfig, TrainConfig
 from sordino.config import load as read_config
+from sordino.continuation import Continuation
 from sordino.errors import ConfigError, ModelError
-from sordino.generate import Continuation, greedy
+from sordino.generate import greedy
 from sordino.model import Model, attach, load, restore, save, weights_digest
 from sordino.records import DataConfig
 from sordino.train.reading import serializer_for

@@ -82,7 +82,7 @@ def exposure(
     are estimated from `sample` random draws, which cost forwards of their own, with a 95 % interval. A candidate
     exactly as likely as the secret does not push it down.
     """
-    from sordino.generate import Continuation  # here, so that listing attacks does not load torch
+    from sordino.continuation import Continuation  # here, so that listing attacks does not load torch
 
     if sample < 1 or token_forwards < 0:
         message = f"A sample of {sample} and a budget of {token_forwards} token-forwards cannot rank anything."

@@ -1,7 +1,6 @@
-"""Batched generation with shared prefixes: what the model says, or would say, after a prefix."""
+"""Log-probabilities of many continuations of one prefix: a trie of paths in one batch, the prefix read once."""
 
 import copy
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,119 +9,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import nn
 
-from sordino.model import Model, unwrapped
+from sordino.model import unwrapped
 
-__all__ = ["Continuation", "greedy", "sampled"]
+__all__ = ["Continuation"]
 
 # Paths in a batch.
 _PATHS = 2048
-# Prefixes that are decoded together differ by so many tokens at most, each of which is a step for all.
-_REACH = 16
-
-Pick = Callable[[torch.Tensor], torch.Tensor]
-"""Logits (B, V) of the next token to one token for each (B, 1)."""
-PickFor = Callable[[Sequence[int], Sequence[int]], Pick]
-"""How the rows of a batch are decoded: which prefixes they are, and after how many steps each begins."""
-
-
-def greedy(
-    model: Model, prefixes: Sequence[np.ndarray], lengths: Sequence[int], *, batch_size: int = 64
-) -> list[np.ndarray]:
-    """The `lengths[i]` tokens that greedy decoding puts after `prefixes[i]`; the end token does not stop it.
-
-    Each is the most likely token by the model's own logits: no setting that came with the model
-    (repetition penalty, suppressed tokens) has a say.
-    """
-    return _generate(model, prefixes, lengths, lambda *_: lambda logits: logits.argmax(-1, keepdim=True), batch_size)
-
-
-def sampled(
-    model: Model,
-    prefixes: Sequence[np.ndarray],
-    lengths: Sequence[int],
-    *,
-    seed: int,
-    seeds: Sequence[int] | None = None,
-    batch_size: int = 64,
-) -> list[np.ndarray]:
-    """`lengths[i]` tokens drawn after `prefixes[i]` at temperature 1; the end token does not stop it.
-
-    Each has random numbers of its own, from `seed` and `seeds[i]` (by default i): what a prefix shares a batch with
-    changes nothing about its tokens, beyond rounding.
-    """
-    names = range(len(prefixes)) if seeds is None else seeds
-    longest = max(lengths, default=0)
-
-    def draw_for(rows: Sequence[int], late: Sequence[int]) -> Pick:
-        numbers = np.zeros((len(rows), longest + max(late)))
-        for row, (i, first) in enumerate(zip(rows, late, strict=True)):
-            numbers[row, first : first + longest] = np.random.default_rng([seed, names[i]]).random(longest)
-        drawn = iter(numbers.T)
-
-        def draw(logits: torch.Tensor) -> torch.Tensor:
-            # The token at which the cumulated probability first exceeds a uniform number.
-            edges = torch.softmax(logits.cpu().double(), dim=-1).cumsum(dim=-1)
-            wanted = torch.from_numpy(next(drawn).copy())[:, None] * edges[:, -1:]
-            return torch.searchsorted(edges, wanted, right=True).clamp(max=logits.shape[1] - 1).to(logits.device)
-
-        return draw
-
-    return _generate(model, prefixes, lengths, draw_for, batch_size)
-
-
-def _generate(
-    model: Model, prefixes: Sequence[np.ndarray], lengths: Sequence[int], pick_for: PickFor, batch_size: int
-) -> list[np.ndarray]:
-    out: list[np.ndarray] = [np.empty(0, dtype=np.int32)] * len(prefixes)
-    # Prefixes of about one length share a batch without padding, so that no position is shifted.
-    order = sorted(range(len(prefixes)), key=lambda i: (len(prefixes[i]), lengths[i]))
-    with model.active() as module:
-        start = 0
-        while start < len(order):
-            width = len(prefixes[order[start]])
-            chosen = [i for i in order[start : start + batch_size] if len(prefixes[i]) <= width + _REACH]
-            late = [len(prefixes[i]) - width for i in chosen]
-            forced = np.full((len(chosen), max(late)), -1, dtype=np.int64)
-            for row, i in enumerate(chosen):
-                forced[row, : late[row]] = prefixes[i][width:]
-            ids = torch.from_numpy(np.stack([prefixes[i][:width] for i in chosen]).astype(np.int64)).to(model.device)
-            steps = max(first + lengths[i] for first, i in zip(late, chosen, strict=True))
-            pick = _forced(pick_for(chosen, late), torch.from_numpy(forced).to(model.device))
-            made = _decode(module, ids, steps, pick).cpu().numpy().astype(np.int32)
-            for row, i in enumerate(chosen):
-                out[i] = made[row, late[row] : late[row] + lengths[i]]
-            start += len(chosen)
-    return out
-
-
-def _forced(pick: Pick, forced: torch.Tensor) -> Pick:
-    """`pick`, but at first the tokens `forced` (B, steps), where they are not −1: the rest of longer prefixes."""
-    step = iter(range(1 << 62))
-
-    def picked(logits: torch.Tensor) -> torch.Tensor:
-        found, number = pick(logits), next(step)
-        if number >= forced.shape[1]:
-            return found
-        own = forced[:, number : number + 1]
-        return torch.where(own >= 0, own, found)
-
-    return picked
-
-
-def _decode(module: nn.Module, ids: torch.Tensor, length: int, pick: Pick) -> torch.Tensor:
-    """The `length` tokens (B, length) that `pick` takes after `ids` (B, P), one after the other."""
-    read = module(input_ids=ids, use_cache=True)
-    made = [pick(read.logits[:, -1])]
-    for _ in range(length - 1):
-        cache = getattr(read, "past_key_values", None)
-        if cache is None:
-            # Nothing is kept by this architecture: it reads everything again.
-            read = module(input_ids=torch.cat([ids, *made], dim=1), use_cache=True)
-        else:
-            # Virtual tokens are in the cache; PEFT would put them there again.
-            read = unwrapped(module)(input_ids=made[-1], past_key_values=cache, use_cache=True)
-        made.append(pick(read.logits[:, -1]))
-    return torch.cat(made, dim=1)
 
 
 @dataclass(frozen=True)
