@@ -84,7 +84,7 @@ def test_wrong_spans_are_told_by_place_and_never_by_value(tmp_path, spans, told)
 def test_spans_go_through_the_split_and_the_run_folder(tmp_path):
     rows = [{**ROW, "id": f"r{n}", "text": f"{TEXT} {n}"} for n in range(30)]
     rows[7]["spans"] = []
-    made = split(dataset(tmp_path, rows), SplitConfig(), seed=1)
+    made = split(dataset(tmp_path, rows), SplitConfig(candidates=0, near_duplicates=0), seed=1)
     by_id = {e.record.id: e.record.spans for e in made.examples}
     assert by_id["r3"] == (Span(0, 9, "PERSON"),)
     assert by_id["r7"] == ()
@@ -95,7 +95,8 @@ def test_spans_go_through_the_split_and_the_run_folder(tmp_path):
 
 
 def test_a_split_of_before_there_were_spans_is_still_read(tmp_path):
-    made = split(dataset(tmp_path, [{**ROW, "id": f"r{n}", "text": f"{TEXT} {n}"} for n in range(9)]), SplitConfig(), 1)
+    rows = [{**ROW, "id": f"r{n}", "text": f"{TEXT} {n}"} for n in range(9)]
+    made = split(dataset(tmp_path, rows), SplitConfig(candidates=0, near_duplicates=0), seed=1)
     save(made, tmp_path / "new.parquet")
     table = pq.ParquetFile(tmp_path / "new.parquet").read()
     metadata = {**table.schema.metadata, b"sordino.split": b"3"}
