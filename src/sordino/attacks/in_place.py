@@ -45,7 +45,7 @@ class InPlace:
     logprob: Float64[np.ndarray, " n"]
     tokens: Int64[np.ndarray, " n"]
 
-    def scores(self, by: By) -> Float64[np.ndarray, " n"]:
+    def scores(self, by: str) -> Float64[np.ndarray, " n"]:
         """What candidates are ranked by; higher is better."""
         if by not in ("perplexity", "logprob"):
             raise ConfigError(f"by is {by!r}.", "Rank by 'perplexity' or 'logprob'.")

@@ -49,7 +49,6 @@ def _id(kind: str, module: str, form: str, *words: str, country: str = "") -> Na
 
 _CNP = r"[1-8]\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{6}"
 NATIONAL_IDS = (
-    _id("US_ITIN", "us.itin", r"9\d{2}[- ][5-9]\d[- ]\d{4}"),
     _id("UK_NHS", "gb.nhs", r"\d{3}[ -]?\d{3}[ -]?\d{4}", "nhs", "national health", "health service"),
     _id("CA_SIN", "ca.sin", r"\d{3}[ -]?\d{3}[ -]?\d{3}", "sin", "social insurance", "nas", "assurance sociale"),
     _id("AU_TFN", "au.tfn", r"\d{3} ?\d{3} ?\d{2,3}", "tfn", "tax file"),
@@ -78,7 +77,7 @@ NATIONAL_IDS = (
     _id("BR_CPF", "br.cpf", r"\d{3}\.\d{3}\.\d{3}-\d{2}|\d{9}-?\d{2}"),
     _id("KR_RRN", "kr.rrn", r"\d{6}-\d{7}"),
 )  # fmt: skip
-"""The numbers that are known; US social security numbers, which have no check digit, are among `patterns`."""
+"""The numbers that are known; US social security numbers have no check digit and are among `patterns`."""
 
 
 @dataclass(frozen=True)
