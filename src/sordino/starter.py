@@ -5,7 +5,7 @@ from pathlib import Path
 
 __all__ = ["starter"]
 
-_COLUMNS = ("text", "prompt", "completion", "messages", "label", "rejected", "id", "unit")
+_COLUMNS = ("text", "prompt", "completion", "messages", "label", "rejected", "spans", "id", "unit")
 
 _TEMPLATE = """\
 # A run of Sordino: fine-tune on private records, then `sordino audit`. Every key but data.path has
@@ -126,6 +126,7 @@ _MEANING = {
     "messages": "column of chat messages: a list of {role, content}",
     "label": "column of classes, for task: classification",
     "rejected": "column of answers liked less than the record's own; not trained on, but read by attacks on them",
+    "spans": "column of labelled personal data, for attacks on it: a list of {entity_type, start, end}",
     "id": "column of record ids; null: a hash of the content",
     "unit": "column that says whom a record belongs to (customer, patient, author); null: every record is its own",
 }

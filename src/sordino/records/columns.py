@@ -6,6 +6,7 @@ A million short records are a few hundred megabytes in columns and several times
 
 import bisect
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sordino.errors import RunError
+from sordino.pii import Span
 from sordino.records.record import Message, Record, content_digest
 
 __all__ = ["Filed", "Held", "Rows", "contents", "pack", "record_rows", "records_of", "schema", "sorted_rows"]
@@ -29,6 +31,15 @@ def schema() -> Any:
     import pyarrow as pa
 
     message = pa.struct([("role", pa.string()), ("content", pa.large_string())])
+    span = pa.struct(
+        [
+            ("start", pa.int64()),
+            ("stop", pa.int64()),
+            ("kind", pa.string()),
+            ("score", pa.float64()),
+            ("message", pa.int32()),
+        ]
+    )
     return pa.schema(
         [
             ("id", pa.string()),
@@ -36,6 +47,7 @@ def schema() -> Any:
             ("messages", pa.list_(message)),
             ("label", pa.string()),
             ("rejected", pa.large_string()),
+            ("spans", pa.list_(span)),
         ]
     )
 
@@ -193,12 +205,20 @@ def rejected(batch: Any) -> list[str | None]:
     return found
 
 
+def spans(batch: Any) -> list[tuple[Span, ...]]:
+    """The labelled spans of each row of `batch`; none in tables older than them."""
+    if "spans" not in batch.schema.names:
+        return [()] * batch.num_rows
+    rows = batch.column("spans").to_pylist()
+    return [tuple(Span(**span) for span in row or ()) for row in rows]
+
+
 def records_of(batch: Any) -> Iterator[Record]:
     """The records of the rows of `batch`."""
     names, units = batch.column("id").to_pylist(), batch.column("unit").to_pylist()
-    columns = zip(names, units, contents(batch), labels(batch), rejected(batch), strict=True)
-    for name, unit, messages, label, other in columns:
-        yield Record(id=name, messages=messages, unit=unit, label=label, rejected=other)
+    columns = zip(names, units, contents(batch), labels(batch), rejected(batch), spans(batch), strict=True)
+    for name, unit, messages, label, other, found in columns:
+        yield Record(id=name, messages=messages, unit=unit, label=label, rejected=other, spans=found)
 
 
 def pack(records: Iterable[Record]) -> Iterator[Any]:
@@ -231,6 +251,7 @@ def _batch(records: Sequence[Record]) -> Any:
         pa.ListArray.from_arrays(pa.array(edges, pa.int32()), flat, type=kind.field("messages").type),
         pa.array([record.label for record in records], pa.string()),
         pa.array([record.rejected for record in records], pa.large_string()),
+        pa.array([[asdict(span) for span in record.spans] for record in records], kind.field("spans").type),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=kind)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sordino.errors import ConfigError, DataError
 from sordino.records.columns import Held, Rows, pack, records_of, schema
+from sordino.records.marked import spans_of
 from sordino.records.readers import read_table
 from sordino.records.record import DataConfig, Dataset, Record, content_digest, record_id
 from sordino.records.saved import hub_name, is_saved, read_hub, read_saved
@@ -174,7 +175,8 @@ class _Collector:
             if self._is_new(bytes.fromhex(digest), unit):
                 self.kept += 1
                 owner = name if unit is None else unit
-                yield Record(id=name, messages=messages, unit=owner, label=label, rejected=rejected)
+                spans = () if config.spans is None else spans_of(row, config.spans, messages, source, name)
+                yield Record(id=name, messages=messages, unit=owner, label=label, rejected=rejected, spans=spans)
 
     def _is_new(self, content: bytes, unit: str | None) -> bool:
         """Whether nobody, or no record of this unit, had the content before; it then has."""
@@ -247,7 +249,7 @@ def _name(row: Row, column: str, source: str) -> str:
 def _notices(collected: _Collector) -> tuple[Notice, ...]:
     config, table, shape, extra = collected.config, collected.table, collected.shape, collected.extra
     extra_keys = sorted(extra)
-    read_columns = {*shape.columns, config.id, config.unit, config.label, config.rejected}
+    read_columns = {*shape.columns, config.id, config.unit, config.label, config.rejected, config.spans}
     unread = [name for name in table.columns if name not in read_columns]
     empty = collected.empty + table.blank
     found = 0 if shape.named or table.columns == ("text",) else collected.kept

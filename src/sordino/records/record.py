@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from sordino.pii import Span
 from sordino.results import Notice
 
 __all__ = ["DataConfig", "Dataset", "Format", "Message", "Record", "content_digest", "record_id", "unit_words"]
@@ -28,7 +29,8 @@ class Record:
     """One training text; `unit` names whom it belongs to: itself, or a patient, customer, author.
 
     `label` is the class that a classifier learns to give it; `rejected` the answer, in place of its last
-    message, that people liked less, which nothing is trained on.
+    message, that people liked less, which nothing is trained on. `spans` are where personal data stands in it, as
+    its owner labelled it: they say something of the content and are no part of it, nor of the id.
     """
 
     id: str
@@ -36,6 +38,7 @@ class Record:
     unit: str
     label: str | None = None
     rejected: str | None = None
+    spans: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +50,9 @@ class DataConfig:
     (default: a digest of the content), `unit` the column of whom a record belongs to (default: each
     record is its own unit); `unit_rows` makes every so many consecutive rows one unit instead. `label`
     names the column of classes, for a classifier; `rejected` that of answers which were liked less than the
-    record's own: training is on the record alone, but attacks on preferences read both.
+    record's own: training is on the record alone, but attacks on preferences read both. `spans` names the column of
+    labelled personal data: a list of {entity_type, start, end}, in characters of the text column; of a prompt with
+    its completion, or of a chat, each says in which `message` (from 0) it stands.
 
     `path` is a file, a folder of text files or of shards of one format, a folder that `save_to_disk` of the
     `datasets` library wrote, or a data set on the hub: "hub:owner/name" or "hf://datasets/owner/name", of
@@ -62,6 +67,7 @@ class DataConfig:
     messages: str | None = None
     label: str | None = None
     rejected: str | None = None
+    spans: str | None = None
     id: str | None = None
     unit: str | None = None
     unit_rows: int | None = None

@@ -13,9 +13,9 @@ from sordino.results import Notice
 
 __all__ = ["load", "save"]
 
-VERSION = b"3"
-# Version 1 has no labels, and versions 1 and 2 no rejected answers; they are read as such.
-UNREJECTED, UNLABELLED = b"2", b"1"
+VERSION = b"4"
+# Version 1 has no labels, versions 1 and 2 no rejected answers, and none before 4 spans; they are read as such.
+UNMARKED, UNREJECTED, UNLABELLED = b"3", b"2", b"1"
 VERSION_KEY, NOTICES_KEY = b"sordino.split", b"sordino.notices"
 
 
@@ -46,9 +46,10 @@ def load(path: Path | str) -> Split:
         found = file.schema_arrow
         metadata = found.metadata or {}
         version = metadata.get(VERSION_KEY)
-        second = schema().remove(schema().get_field_index("rejected"))
+        third = schema().remove(schema().get_field_index("spans"))
+        second = third.remove(third.get_field_index("rejected"))
         first = second.remove(second.get_field_index("label"))
-        known = {VERSION: schema(), UNREJECTED: second, UNLABELLED: first}
+        known = {VERSION: schema(), UNMARKED: third, UNREJECTED: second, UNLABELLED: first}
         if version not in known or not found.equals(known[version]):
             hint = "It was written by another version, or is another file."
             raise RunError(f"{path} is not a split of version {VERSION.decode()}.", hint)

@@ -17,6 +17,7 @@ from sordino.stats.epsilon import (
 from sordino.stats.fdp import epsilon_f_dp, f_dp_mu, f_dp_p_value
 from sordino.stats.means import bootstrap, mean_interval, perplexity_interval, ratio_interval
 from sordino.stats.multiplicity import benjamini_hochberg, conformal_p, holm
+from sordino.stats.paired import paired_difference, sign_flip
 from sordino.stats.permutation import max_t, max_t_within
 from sordino.stats.proportions import clopper_pearson, korn_graubard
 from sordino.stats.queries import log10_queries, queries, within
@@ -50,10 +51,12 @@ __all__ = [
     "one_run_guesses",
     "one_run_p_value",
     "paired_delong",
+    "paired_difference",
     "perplexity_interval",
     "queries",
     "ratio_interval",
     "roc",
+    "sign_flip",
     "smallest_detectable_auc",
     "thin",
     "three_way_split",
