@@ -13,7 +13,7 @@ from sordino.run import Run
 if TYPE_CHECKING:
     from sordino.attacks.base import Attack
 
-__all__ = ["run_audit", "run_audit_elsewhere", "run_in_context", "run_list", "run_plan"]
+__all__ = ["run_audit", "run_audit_elsewhere", "run_in_context", "run_list", "run_plan", "run_unit"]
 
 
 def run_list(as_json: bool) -> int:
@@ -117,6 +117,37 @@ def run_audit_elsewhere(
     if "requests" in run.card.model:
         say(f"asking {run.card.model['endpoint']}: {run.card.model['requests']}, less what was answered before")
     return _audit(run, require, attacks, run.card.plan, as_json)
+
+
+def run_unit(words: Sequence[str], given: Mapping[str, str], unit: str, reveal: bool, as_json: bool) -> int:
+    """Say what the model gives away about one unit of a run, or of a model from elsewhere."""
+    from sordino.audit.person import person
+    from sordino.evidence import digest
+    from sordino.report import render_person
+    from sordino.results import encode
+
+    if given:
+        run = _elsewhere(words, given)
+    else:
+        folders, flags = _apart(words)
+        if flags:
+            raise ConfigError(
+                f"{flags[0]} cannot be given with --unit.", "A unit is asked about as the audit was planned."
+            )
+        run = Run.open(folders[0] if folders else newest())
+    with display() as shown:
+        report, revealed = person(run, unit, ticker=shown.task)
+    if as_json:
+        sys.stdout.write(encode(report).decode())
+    else:
+        from rich.console import Console
+
+        Console().print(render_person(report))
+    if reveal:
+        name = f"people/{digest(unit)}-revealed.json"
+        run.write_private(name, encode(revealed))
+        say(f"warning: {run.private / name} holds private text in full: keep it as safe as the records, then delete it")
+    return 0
 
 
 def run_in_context(words: Sequence[str], given: Mapping[str, str], prompts: Mapping[str, int], as_json: bool) -> int:

@@ -139,6 +139,8 @@ def audit(  # noqa: PLR0913 - each is an option of its own
     in_context: Annotated[bool, Parameter(negative="")] = False,
     shots: int | None = None,
     trials: int | None = None,
+    unit: str | None = None,
+    reveal: Annotated[bool, Parameter(negative="")] = False,
     json: Json = False,
 ) -> int:
     """Attack a trained run, check the controls, write audit.json and report.html, print a table.
@@ -206,9 +208,14 @@ def audit(  # noqa: PLR0913 - each is an option of its own
         With --in-context: records in a prompt; by default 4.
     trials
         With --in-context: prompts, at most; by default 200.
+    unit
+        Answer for one unit (a customer, a patient; where records are units, a record's id) instead: what the model
+        gives away of each of its records and of the personal data in them, masked.
+    reveal
+        With --unit: also write the records and the data in full to a file in private/ that only you can read.
 
     """
-    from sordino.auditing import run_audit, run_audit_elsewhere, run_in_context, run_list, run_plan
+    from sordino.auditing import run_audit, run_audit_elsewhere, run_in_context, run_list, run_plan, run_unit
 
     if list_attacks:
         return run_list(json)
@@ -237,6 +244,11 @@ def audit(  # noqa: PLR0913 - each is an option of its own
         )
         return run_plan(figures_given, json)
     _alone("a run or a model", [f"--{name}" for name in figures_given], "They go with --plan.")
+    if unit is not None:
+        others = [*(["--in-context"] if in_context else []), *(["--suite"] if suite else []), *require, *attack]
+        _alone("--unit", [*others, *(f"--{name}" for name in prompts)])
+        return run_unit(run, given, unit, reveal, json)
+    _alone("an audit", ["--reveal"] if reveal else [], "It goes with --unit; for the page: `sordino report --reveal`.")
     if in_context:
         _alone("--in-context", [*(["--suite"] if suite else []), *require, *attack], "They are for audits of training.")
         return run_in_context(run, given, prompts, json)
@@ -261,9 +273,9 @@ def report(
     run
         The run folder; without one, the newest in ./runs.
     reveal
-        Show extracted private text instead of masking it.
+        Show extracted private text instead of masking it, in a page of its own.
     out
-        Where to write it; by default report.html in the run folder.
+        Where to write it; by default report.html, or report-revealed.html, in the run folder.
 
     """
     from sordino.commands import run_report

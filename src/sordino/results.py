@@ -24,12 +24,15 @@ __all__ = [
     "Curve",
     "Decoding",
     "Effort",
+    "EntityRow",
     "Estimate",
     "Gate",
     "InputPlan",
     "MemorisationLevel",
     "MemorisationPoint",
     "Notice",
+    "PersonReport",
+    "PersonRow",
     "PromptReport",
     "Requirement",
     "RunCard",
@@ -404,6 +407,58 @@ class PromptReport:
     provenance: Mapping[str, str]
     seconds: Mapping[str, float]
     schema: int = SCHEMA
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntityRow:
+    """One entity in a record, `masked`: log10 of the queries that it takes on average to be given its value.
+
+    Asked is with all that stands before it in the record. None: it never comes. `out` says that it comes within the
+    plan's queries; `trained` is False of what stands in inputs alone or beyond the end of what the model reads,
+    which nobody can be asked to go on with.
+    """
+
+    kind: str
+    masked: str
+    trained: bool
+    queries: float | None
+    base_queries: float | None
+    out: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class PersonRow:
+    """One record: `included` in training; `p_value` of its being recognised as such, where an audit judged it.
+
+    `verbatim` says that greedy decoding repeats a passage of it; `queries` is log10 of the queries that its likeliest
+    passage takes on average, None where it never comes or the record is too short; `out` that these come within the
+    plan's queries.
+    """
+
+    record_id: str
+    role: str
+    included: bool
+    p_value: float | None
+    verbatim: bool
+    base_verbatim: bool
+    queries: float | None
+    base_queries: float | None
+    out: bool
+    entities: tuple[EntityRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PersonReport:
+    """The answer about one unit; a record or an entity is out if `limit` queries give it with probability `chance`."""
+
+    run: str
+    unit: str
+    unit_kind: str
+    decoding: Decoding
+    limit: int
+    chance: float
+    has_base: bool
+    records: tuple[PersonRow, ...]
 
 
 def encode(value: object) -> bytes:

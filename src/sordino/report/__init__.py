@@ -2,6 +2,7 @@
 
 from sordino.report.beside import beside_table, sides, write_beside
 from sordino.report.html import Excerpt, mask, render_html
+from sordino.report.person import render_person
 from sordino.report.terminal import render_prompts, render_table
 from sordino.report.write import write_report
 
@@ -10,6 +11,7 @@ __all__ = [
     "beside_table",
     "mask",
     "render_html",
+    "render_person",
     "render_prompts",
     "render_table",
     "sides",

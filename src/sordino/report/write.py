@@ -13,9 +13,10 @@ __all__ = ["write_report"]
 def write_report(run: Run, *, reveal: bool = False, out: Path | None = None) -> Path:
     """Render the audited `run` as one HTML file, `report.html` in its folder or `out`; returns its path.
 
-    Private text is masked unless `reveal`. Raises `RunError` where the run has not been audited.
+    Private text is masked unless `reveal`: then the file is `report-revealed.html`, which only its owner can read, and
+    the masked one stays. Raises `RunError` where the run has not been audited.
     """
-    target = out or run.path / "report.html"
+    target = out or run.path / ("report-revealed.html" if reveal else "report.html")
     if not target.parent.is_dir():
         raise RunError(f"There is no folder {target.parent}.", "Make it, or choose another --out.")
     page = render_html(run.audit, run.card, _excerpts(run), reveal=reveal)
