@@ -72,9 +72,9 @@ ABOUT = {
         "storage, each row in a process of its own. A million short records must stay under 2 GB at the peak."
     ),
     "generation": (
-        "## Generation\n\nThe target: at least five times as fast as `model.generate` of transformers in a loop over requests, "
-        "and not slower than `model.generate` on batches padded on the left. All write 50 tokens at most after beginnings "
-        "of 10 to 60 tokens, with stories260k."
+        "## Generation\n\nThe target: at least five times as fast as `model.generate` of transformers in a loop over "
+        "requests, and not slower than `model.generate` on batches padded on the left. stories260k writes 50 tokens at "
+        "most after beginnings of 10 to 60 tokens."
     ),
     "demo": (
         "## The demonstration\n\nTwo trainings and two audits, without and with differential privacy: at most 4 "
