@@ -55,7 +55,7 @@ def some_requests(count: int, seed: int = 0, **more: Any) -> list[Request]:
 
 
 def by_forwards(model: Model, request: Request, seed: int = 0) -> tuple[list[int], list[float]]:
-    """The tokens of `request` and their ln p: a whole forward pass for each, and the filters of transformers."""
+    """The tokens of `request` and their ln p, by a forward pass of everything for each and transformers' filters."""
     ids, uniform = request.prefix.tolist(), np.random.default_rng([seed, request.seed]).random(request.length)
     logs = []
     with model.active() as module:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from torch import nn
 
 from sordino.generate.aligned import write_aligned
 from sordino.generate.probe import Probe
@@ -32,31 +31,29 @@ def write(
         return []
     writing = Writing(requests, model.tokenizer, seed)
     with model.active() as module:
-        if not _in_slots(model, module, writing, rows, tick):
-            longest = max(len(r.prefix) + r.length for r in requests) - 1
-            kept = Probe(module, longest, _vocabulary(model), model.device).own_cache()
+        longest = max(len(r.prefix) + r.length for r in requests) - 1  # the last token is not read
+        probe = Probe(module, longest, _vocabulary(model), model.device)
+        if not _in_slots(model, probe, writing, rows, tick):
             order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prefix), requests[i].length))
-            write_aligned(module, writing, order, rows or _ALIGNED, kept=kept, tick=tick)
+            write_aligned(module, writing, order, rows or _ALIGNED, kept=probe.own_cache(), tick=tick)
     return [writing.generation(i) for i in range(len(requests))]
 
 
-def _in_slots(model: Model, module: nn.Module, writing: Writing, rows: int | None, tick: Callable[[int], None]) -> bool:
+def _in_slots(model: Model, probe: Probe, writing: Writing, rows: int | None, tick: Callable[[int], None]) -> bool:
     """Answer all of `writing` in rows that are refilled; False, and nothing done, where the model does not allow it."""
     prefixes = list({r.prefix.astype(np.int64).tobytes(): r.prefix for r in writing.requests}.values())
     shared = _common(prefixes)
     if shared < _COMMON or shared * (len(prefixes) - 1) < _SAVED:
         shared = 0
-    room = max(len(r.prefix) + r.length for r in writing.requests)
-    probe = Probe(module, room - 1, _vocabulary(model), model.device)
     like = probe.slots(common=shared > 0)
     if like is None:
         return False
-    room += int(like.lengths[0]) - (probe.size - 1)  # and virtual tokens
+    room = int(like.lengths[0]) + 2  # the probe but for its last token, and one that is not read
     # A row has room for its own tokens and for those of one that waits, and copies of its logits.
     fit = _MEMORY.get(model.device.type, _MEMORY["cpu"]) // (2 * room * like.token_bytes + 32 * _vocabulary(model))
     count = min(rows or max(1, min(_ROWS, fit)), len(writing.requests))
-    slots = Slots(module, count, room, like)
-    write_refilling(writing, Waiting(module, writing, count, shared), slots, tick)
+    slots = Slots(probe.module, count, room, like)
+    write_refilling(writing, Waiting(probe.module, writing, count, shared), slots, tick)
     return True
 
 
