@@ -19,6 +19,7 @@ from sordino.attacks.tries import RowTrie
 from sordino.attacks.walks import WalkTrie
 from sordino.config import ModelConfig
 from sordino.errors import AuditError
+from sordino.generate import Continuation
 from sordino.model import Model
 from sordino.records import Message, Record
 from sordino.serialize import Serializer
@@ -102,8 +103,8 @@ def read(request):
 CASES = {
     "[0-9]": ["0", "7"],
     "[0-9]{2}": ["12", "90"],
-    "[0-9]{3}": ["123", "777"],
-    "[0-4]{2}-[0-9]{1}": ["12-3", "40-9"],
+    "[0-9]{2}[0-4]": ["123", "774"],
+    "[0-2]{2}-[0-9]{1}": ["12-3", "20-9"],
     "(A|An|Ann)[0-9]{1,2}": ["A1", "Ann12"],
     "<first>": ["Ann", "Annabel", "Bo"],
     "<first> <last>": ["Anna Lee", "Cy Leeson"],
@@ -179,6 +180,34 @@ def test_a_search_takes_fewer_forwards_than_enumeration(learnt):
     assert short.low == 1 <= short.rank <= short.high < 10_000
 
 
+@pytest.mark.parametrize(("pattern", "secret"), [("[0-4]{3}", "123"), ("<first>( <last>)?", "Ann Lee")])
+@pytest.mark.parametrize("budget", [5, 9, 30])
+def test_what_a_walk_has_left_holds_each_other_candidate_once(read, pattern, secret, budget):
+    model, serializer, form = small("gpt2", read), Serializer(read, 96), read_format(pattern, LISTS)
+    space = format_space(*placed(secret), form, serializer, largest=0)
+    whole = format_space(*placed(secret), form, serializer).trie
+    with model.active() as module:
+        following = Continuation(module, space.context, model.device).logprob
+        found = best_first(space.trie, space.path, following, budget)
+        exact = best_first(space.trie, space.path, following, 10**6)
+        met = []
+        for block in found.left:
+            for i, count in enumerate(space.trie.counts(block.paths, block.nodes)):
+                here = np.repeat(i, count)
+                made = space.trie.draw(block.paths[here], block.nodes[here], list(range(count)))
+                met += [tuple(row) for row in made if row is not None]
+        assert len(met) == len(set(met))
+        if met:
+            rows = np.full((len(met), max(map(len, met))), -1, dtype=np.int32)
+            for row, ids in zip(rows, sorted(met), strict=True):
+                row[: len(ids)] = ids
+            rest = best_first(RowTrie(rows), space.path, following, 10**6).better
+            assert found.better + rest == exact.better
+        ranks = [estimate(space.trie, space.path, following, found, 40, seed) for seed in range(8) if found.left]
+    assert whole.size == form.size and not exact.left
+    assert sum(not r.low <= 1 + exact.better <= r.high for r in ranks) <= 1
+
+
 def test_a_space_beyond_any_budget_is_estimated_and_never_made():
     tokenizer = merging()
     model, form = small("gpt2", tokenizer), read_format("[A-Za-z0-9]{40}")
@@ -207,7 +236,7 @@ def bigrams(rng, tokens):
     return following, total
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.sets(st.lists(st.integers(0, 3), min_size=1, max_size=4).map(tuple), min_size=1, max_size=60),
     st.integers(0, 1000), st.integers(0, 40), st.data(),
@@ -230,13 +259,13 @@ def test_what_an_unfinished_search_says_is_true(words, seed, budget, data):
         assert 1 + found.better <= ranks.low <= ranks.rank <= ranks.high <= len(words)
 
 
-@pytest.mark.parametrize("budget", [4, 60, 200])
+@pytest.mark.parametrize("budget", [4, 200])
 def test_intervals_cover_the_rank_as_often_as_they_say(budget):
     rng = np.random.default_rng(7)
     rows = np.array(np.meshgrid(*[range(8)] * 4, indexing="ij")).reshape(4, -1).T.astype(np.int32)
     missed = tried = 0
     widths = []
-    for trial in range(200):
+    for trial in range(120):
         following, total = bigrams(rng, 8)
         target = rows[rng.integers(len(rows))]
         logp = np.array([total(row) for row in rows]) if trial < 1 else None
@@ -254,10 +283,22 @@ def test_intervals_cover_the_rank_as_often_as_they_say(budget):
         tried += 1
         missed += not ranks.low <= rank <= ranks.high
         widths.append(ranks.high - ranks.low)
-    assert tried >= 100
-    # At most 5 % are missed: of 200, more than 20 would be once in 500 suites.
+    assert tried >= 80
+    # At most 5 % are missed: of 120, more than 12 would be about once in 100 suites, but the seeds are fixed.
     assert missed <= 0.1 * tried
     assert np.mean(widths) < 0.25 * len(rows)
+
+
+def test_pieces_of_any_size_give_the_same_count(monkeypatch):
+    following, total = bigrams(np.random.default_rng(3), 8)
+    rows = np.array(np.meshgrid(*[range(8)] * 3, indexing="ij")).reshape(3, -1).T.astype(np.int32)
+    expected = sum(total(row) > total(rows[77]) for row in rows if tuple(row) != tuple(rows[77]))
+    assert 50 < expected < 500
+    for children in (1, 17, 100):
+        monkeypatch.setattr("sordino.attacks.best_first._CHILDREN", children)
+        found = best_first(RowTrie(rows), rows[77], following, 10**6)
+        assert (found.better, found.left) == (expected, ())
+        monkeypatch.setattr("sordino.attacks.best_first._TAKEN", 5)
 
 
 def test_ties_do_not_push_the_secret_down():

@@ -34,7 +34,7 @@ def patterns():
     return st.recursive(atoms(), more, max_leaves=4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(patterns())
 def test_a_format_holds_what_re_matches(pattern):
     made = read_format(pattern)

@@ -9,9 +9,9 @@ most of the space: what it has found is proven, and a sample of the rest estimat
 import random
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -30,6 +30,8 @@ Next = Callable[
 
 # What rounding may do to the sum along a path, so that nothing that could be more likely is cut off.
 _SLACK = 1e-5
+# Prefixes taken at once: many, as those that begin alike are read together. Their children: as memory allows.
+_TAKEN, _CHILDREN = 1 << 17, 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,20 +106,34 @@ def best_first(trie: Trie, target: Int[np.ndarray, " tokens"], following: Next, 
     start = Block(paths=np.empty((1, 0), dtype=np.int32), logp=np.zeros(1), nodes=trie.root())
     better = _keep(trie, start, target, own, frontier)
     while frontier.blocks and spent < budget:
-        block = frontier.pop(min(trie.batch, budget - spent))
+        block = frontier.pop(min(_TAKEN, budget - spent))
         spent += len(block.logp)
-        parent, token, nodes = trie.children(block.paths, block.nodes)
-        logp = block.logp[parent] + _checked(following(block.paths, parent, token))
-        likely = logp >= own - _SLACK
-        paths = np.concatenate([block.paths[parent[likely]], token[likely, None]], axis=1)
-        better += _keep(trie, Block(paths=paths, logp=logp[likely], nodes=nodes[likely]), target, own, frontier)
+        for piece in _pieces(trie, block):
+            better += _keep(trie, _expand(trie, piece, following, own), target, own, frontier)
     left = tuple(block for blocks in frontier.blocks.values() for block in blocks)
     return Found(better=better, forwards=spent, left=left)
 
 
+def _pieces(trie: Trie, block: Block) -> Iterator[Block]:
+    """The prefixes, so many at a time that their children are a million or so."""
+    number = np.cumsum(trie.fan(block.paths, block.nodes)) // _CHILDREN
+    edges = np.flatnonzero(np.diff(number, prepend=-1, append=number[-1] + 1))
+    for start, stop in pairwise(edges):
+        yield block[np.arange(start, stop)]
+
+
+def _expand(trie: Trie, block: Block, following: Next, own: float) -> Block:
+    """The children that are likely enough to begin, or be, a candidate at least as likely as the target."""
+    parent, token, nodes = trie.children(block.paths, block.nodes)
+    logp = block.logp[parent] + _checked(following(block.paths, parent, token))
+    likely = np.flatnonzero(logp >= own - _SLACK)
+    paths = np.concatenate([block.paths[parent[likely]], token[likely, None]], axis=1)
+    return Block(paths=paths, logp=logp[likely], nodes=nodes[likely])
+
+
 def _keep(trie: Trie, block: Block, target: np.ndarray, own: float, frontier: _Frontier) -> int:
     """Put those that go on into the frontier; how many of them are, as they stand, more likely candidates."""
-    frontier.push(block[trie.inner(block.paths, block.nodes)])
+    frontier.push(block[trie.fan(block.paths, block.nodes) > 0])
     above = block.logp > own
     if block.paths.shape[1] == len(target):
         # Read in another batch, the target itself may come out a rounding error higher.

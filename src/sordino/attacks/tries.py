@@ -23,18 +23,14 @@ class Trie(Protocol):
     def size(self) -> int:
         """How many candidates there are."""
 
-    @property
-    def batch(self) -> int:
-        """How many nodes to expand at once, so that their children fit into memory."""
-
     def root(self) -> Nodes:
         """The one node of the empty path."""
 
     def children(self, paths: Paths, nodes: Nodes) -> tuple[np.ndarray, np.ndarray, Below]:
         """(parent, token, node) of every child of the nodes."""
 
-    def inner(self, paths: Paths, nodes: Nodes) -> np.ndarray:
-        """Which nodes have children."""
+    def fan(self, paths: Paths, nodes: Nodes) -> np.ndarray:
+        """How many children each node has."""
 
     def ends(self, paths: Paths, nodes: Nodes) -> np.ndarray:
         """How many candidates have exactly these paths as their tokens."""
@@ -54,8 +50,6 @@ class RowTrie:
 
     `weights` (candidates) says how often each candidate counts; by default once.
     """
-
-    batch = 4096
 
     def __init__(
         self, rows: Int[np.ndarray, "candidates tokens"], weights: Int[np.ndarray, " candidates"] | None = None
@@ -90,10 +84,17 @@ class RowTrie:
         ended: np.ndarray = self.rows[nodes[:, 0], depth] < 0
         return ended
 
-    def inner(self, paths: Paths, nodes: Nodes) -> np.ndarray:
-        """Which ranges hold more than the row that ends here."""
-        more: np.ndarray = nodes[:, 1] - nodes[:, 0] > self._ended(paths, nodes)
-        return more
+    def _runs(self, paths: Paths, nodes: Nodes) -> tuple[np.ndarray, np.ndarray]:
+        """The first child of each node, as a place in `_starts`, and how many there are."""
+        if paths.shape[1] == self.rows.shape[1]:
+            return np.zeros(len(nodes), dtype=np.int64), np.zeros(len(nodes), dtype=np.int64)
+        starts = self._starts(paths.shape[1])
+        low = np.searchsorted(starts, nodes[:, 0] + self._ended(paths, nodes))
+        return low, np.searchsorted(starts, nodes[:, 1]) - low
+
+    def fan(self, paths: Paths, nodes: Nodes) -> np.ndarray:
+        """How many tokens follow in each range; a row that ends there has none."""
+        return self._runs(paths, nodes)[1]
 
     def ends(self, paths: Paths, nodes: Nodes) -> np.ndarray:
         """The weight of the row that ends at each node, or 0."""
@@ -103,8 +104,7 @@ class RowTrie:
     def children(self, paths: Paths, nodes: Nodes) -> tuple[np.ndarray, np.ndarray, Below]:
         """The ranges that agree in one more token."""
         starts = self._starts(paths.shape[1])
-        low = np.searchsorted(starts, nodes[:, 0] + self._ended(paths, nodes))
-        counts = np.searchsorted(starts, nodes[:, 1]) - low
+        low, counts = self._runs(paths, nodes)
         parent = np.repeat(np.arange(len(nodes)), counts)
         place = np.arange(len(parent)) + np.repeat(low - (np.cumsum(counts) - counts), counts)
         ranges = np.stack([starts[place], starts[place + 1]], axis=1).astype(np.int64)

@@ -49,8 +49,8 @@ def _decoder(tokenizer: Any) -> Any:
 class Walk:
     """Ways through the text `lead` and then a format, a token at a time.
 
-    State 0 is before the lead; a state of the format is its number after the length of the lead. `widest` is the
-    most tokens that could follow a state; `single` says that every token is one character, and no other is.
+    State 0 is before the lead; a state of the format is its number after the length of the lead. `single` says that
+    every token is one character, and a different one.
     """
 
     def __init__(self, form: Format, lead: str, texts: dict[int, str]) -> None:
@@ -60,7 +60,6 @@ class Walk:
         self.single = all(len(text) == 1 for text in self.texts.values()) and (
             len(set(self.texts.values())) == len(self.texts)
         )
-        self.widest = max(1, len(self.texts))
         self._root: dict[str, Any] = {}
         for number, text in self.texts.items():
             node = self._root

@@ -13,7 +13,6 @@ from sordino.errors import AuditError
 
 __all__ = ["WalkTrie"]
 
-_CHILDREN = 1 << 20
 _END = -1
 
 
@@ -30,11 +29,6 @@ class WalkTrie:
     def size(self) -> int:
         """How many strings there are."""
         return self.walk.form.size
-
-    @property
-    def batch(self) -> int:
-        """So many nodes that their children are a million at most."""
-        return max(1, min(4096, _CHILDREN // (self.walk.widest + 1)))
 
     def root(self) -> Nodes:
         """Before the first token."""
@@ -58,11 +52,11 @@ class WalkTrie:
             state = int(after[place[0]])
         return self.walk.ends(state) and self.walk.text(tokens) == text
 
-    def inner(self, paths: Paths, nodes: Nodes) -> np.ndarray:
-        """Which nodes have tokens to follow."""
+    def fan(self, paths: Paths, nodes: Nodes) -> np.ndarray:
+        """How many tokens may follow each node."""
         states, back = np.unique(nodes[:, 0], return_inverse=True)
-        found = [state != _END and len(self._moves(state)[0]) > 0 for state in states.tolist()]
-        return np.array(found, dtype=bool)[back]
+        found = [0 if state == _END else len(self._moves(state)[0]) for state in states.tolist()]
+        return np.array(found, dtype=np.int64)[back]
 
     def children(self, paths: Paths, nodes: Nodes) -> tuple[np.ndarray, np.ndarray, Below]:
         """All tokens that may follow, one after the other for each node."""
