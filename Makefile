@@ -28,7 +28,7 @@ demo: .venv/.run ## the whole story on the built-in model and corpus
 	$(BIN)/sordino demo
 
 test: .venv/.dev ## the tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: .venv/.dev ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

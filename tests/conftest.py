@@ -9,7 +9,8 @@ from pkgutil import iter_modules
 from typing import Any
 
 import pytest
-from jaxtyping import install_import_hook
+
+from checked_types import install
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
 # Before anything of Sordino is imported: the types and shapes in its signatures are checked on every
@@ -18,7 +19,7 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALL
 _UNHOOKED = {"sordino.stats", "sordino.kernel", "sordino.matching", "sordino.minhash", "sordino.ragged"}
 _SPEC = find_spec("sordino")
 assert _SPEC is not None and _SPEC.submodule_search_locations
-install_import_hook(
+install(
     [m.name for m in iter_modules(_SPEC.submodule_search_locations, "sordino.") if m.name not in _UNHOOKED],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
@@ -26,6 +27,20 @@ install_import_hook(
 _CONNECT = socket.socket.connect
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 SHAPES = ("llama", "gpt2", "gpt_neox")
+# What takes longest comes first: begun last, it would keep one worker busy alone.
+_LONG = (
+    "unit/test_train_private.py", "e2e/test_cli.py", "e2e/test_resume.py", "unit/test_dp_mutants.py",
+    "unit/test_other_texts.py", "conformance/test_metamorphic.py", "unit/test_shadows.py", "unit/test_audit_text.py",
+    "e2e/test_demo.py", "e2e/test_resume_private.py",
+)  # fmt: skip
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the long files first, and leave the rest in order."""
+    places = {Path(__file__).parent / name: place for place, name in enumerate(_LONG)}
+    assert all(path.is_file() for path in places), "a file of _LONG is gone"
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 def _connect_loopback(self: socket.socket, address: Any) -> None:
@@ -40,6 +55,19 @@ def no_network():
     """Sockets reach nothing but this machine."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", _connect_loopback)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_flushing():
+    """Flushing to the disk is for power cuts, which no test has: it costs milliseconds, tens of thousands of times.
+
+    That files are flushed, and in which order, is for tests with a stand-in of their own; commands that run as
+    processes of their own flush as ever.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        # As the real one, it refuses what is no open file.
+        patch.setattr(os, "fsync", lambda file: os.fstat(file) and None)
         yield
 
 

@@ -46,7 +46,7 @@ def rows() -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def run(make_model, tmp_path_factory):
-    """A small model that knows half of the records rather well."""
+    """A small model that has learned half of the records."""
     folder = tmp_path_factory.mktemp("metamorphic")
     save(make_model("llama", seed=3, context=128), folder / "base")
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
@@ -56,7 +56,7 @@ def run(make_model, tmp_path_factory):
         "out": str(folder / "runs"),
         "method": {"rank": 4},
         "split": {"candidates": 0.6, "validation": 0.25},
-        "train": {"epochs": 8, "learning_rate": 2e-2, "batch_size": 8, "max_length": 64},
+        "train": {"epochs": 4, "learning_rate": 2e-2, "batch_size": 8, "max_length": 64},
         "canaries": {"per_level": 0},
         "audit": {"shuffles": 99},
     }

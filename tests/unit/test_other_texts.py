@@ -41,7 +41,7 @@ def run(make_model, tmp_path_factory):
         "model": {"path": str(folder / "base"), "device": "cpu"}, "method": {"kind": "full"},
         "data": {"path": str(folder / "data.csv")}, "out": str(folder / "runs"), "canaries": {"per_level": 0},
         "split": {"candidates": 0.6, "validation": 0.3, "near_duplicates": 0}, "audit": {"shuffles": 99, "fpr": [0.1]},
-        "train": {"epochs": 25, "learning_rate": 5e-3, "batch_size": 8},
+        "train": {"epochs": 25, "learning_rate": 5e-3, "batch_size": 16},
     }  # fmt: skip
     return fine_tune(load(values=values, environment={}))
 

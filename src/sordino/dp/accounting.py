@@ -102,7 +102,13 @@ def _composed_pld(parts: "tuple[tuple[dp_accounting.DpEvent, int], ...]", relati
 
 
 def _optimistic(event: "dp_accounting.DpEvent", delta: float, relation: Relation, interval: float) -> float:
-    # PLDAccountant rounds up only, so the distributions are put together here: a second path to the same figure.
+    return float(_optimistic_pld(tuple(leaves(event).items()), relation, interval).get_epsilon_for_delta(delta))
+
+
+# PLDAccountant rounds up only, so the distributions are put together here: a second path to the same figure. A card,
+# an audit of the claim and its bound at another δ ask for the same one.
+@lru_cache(maxsize=4)
+def _optimistic_pld(parts: "tuple[tuple[dp_accounting.DpEvent, int], ...]", relation: Relation, interval: float) -> Any:
     import dp_accounting
     from dp_accounting.pld import privacy_loss_distribution as pld
     from scipy.stats import binom
@@ -120,7 +126,7 @@ def _optimistic(event: "dp_accounting.DpEvent", delta: float, relation: Relation
         )
 
     whole = pld.identity(interval, pessimistic_estimate=False)
-    for step, count in leaves(event).items():
+    for step, count in parts:
         if isinstance(step, dp_accounting.GaussianDpEvent):
             whole = whole.compose(gaussian(step.noise_multiplier / math.sqrt(count), 1.0, _neighbours(relation)))
         elif isinstance(step, dp_accounting.PoissonSampledDpEvent):
@@ -135,7 +141,7 @@ def _optimistic(event: "dp_accounting.DpEvent", delta: float, relation: Relation
                 taken = float(binom.sf(cap, size, rate)) * cap / cut / size
                 one = gaussian(step.noise_multiplier / 2, taken, replace).compute_mixture(one, cut)
             whole = whole.compose(one.self_compose(count))
-    return float(whole.get_epsilon_for_delta(delta))
+    return whole
 
 
 def _rdp(event: "dp_accounting.DpEvent", delta: float, relation: Relation) -> float | None:

@@ -225,24 +225,25 @@ def _counts(bench: _Bench) -> dict[str, float]:
 def _sensitivity(bench: _Bench) -> dict[str, float]:
     """Adding a unit moves what is released by C at most, by as much whatever else is in the batch."""
     norm, secret, worst = bench.plan.settings.clip_norm, b"d" * 32, 0.0
+
+    def first(parts: list[list[tuple[int, float]]]) -> Tensor:
+        return bench.released(bench.mechanism(secret), 0, parts)
+
     # Gradients that are huge, tiny, opposed to the rest, in a part of their own or along with others.
-    for factor in (1e6, 1.0, -3.0, 1e-3):
-        for others in ([], [(0, 1.0)], [(0, 1.0), (1, 50.0), (2, -1.0)]):
-            moved = []
-            for near in (False, True):
-                lone = [*others, (0, factor)] if near else None
-                after = [lone] if lone else [*([others] if others else []), [(0, factor)]]
-                without = bench.released(bench.mechanism(secret), 0, [others] if others else [])
-                moved.append(bench.released(bench.mechanism(secret), 0, after) - without)
+    for others in ([], [(0, 1.0)], [(0, 1.0), (1, 50.0), (2, -1.0)]):
+        rest = [others] if others else []
+        without = first(rest)
+        for factor in (1e6, 1.0, -3.0, 1e-3):
+            batches = [[*rest, [(0, factor)]], *([[*others, (0, factor)]] for _ in rest)]
+            moved = [first(batch) - without for batch in batches]
             length = max(float(m.norm()) for m in moved)
             worst = max(worst, length)
             if length > norm * (1 + _ROUNDING):
                 _fail("a sensitivity", length, f"the clip norm is {norm:g}")
     alone, crowd = [(3, 40.0)], [(4, 1.0), (5, 2.0), (6, 3.0), (7, 4.0)]
     shares = []
-    for rest in ([], crowd):
-        without = bench.released(bench.mechanism(secret), 0, [rest] if rest else [])
-        shares.append(bench.released(bench.mechanism(secret), 0, [[*rest, *alone]]) - without)
+    for among in ([], crowd):
+        shares.append(first([[*among, *alone]]) - first([among] if among else []))
     apart = float((shares[0] - shares[1]).norm())
     if apart > norm * 1e-6:
         _fail("a change of a unit's share by its batch", apart, "the denominator is the expected batch, always")
