@@ -18,8 +18,8 @@ from sordino.attacks.places import find_place
 from sordino.attacks.tries import RowTrie
 from sordino.attacks.walks import WalkTrie
 from sordino.config import ModelConfig
+from sordino.continuation import Continuation
 from sordino.errors import AuditError
-from sordino.generate import Continuation
 from sordino.model import Model
 from sordino.records import Message, Record
 from sordino.serialize import Serializer
