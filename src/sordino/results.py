@@ -33,6 +33,8 @@ __all__ = [
     "Notice",
     "PersonReport",
     "PersonRow",
+    "PersonalFinding",
+    "PersonalPlan",
     "PromptReport",
     "Requirement",
     "RunCard",
@@ -134,6 +136,23 @@ class SamplingPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PersonalPlan:
+    """The budget of attacks on personal data.
+
+    `mentions`: of how many entities, at most, trained on and as many not, it is asked which value stands there, among
+    `candidates` in all, or what the model writes there in `samples` continuations. `texts` of `text_tokens` tokens are
+    written from nothing and searched. `regions` are the countries whose telephone numbers need no country code.
+    """
+
+    mentions: int = 100
+    candidates: int = 100
+    samples: int = 64
+    texts: int = 256
+    text_tokens: int = 128
+    regions: tuple[str, ...] = ("US",)
+
+
+@dataclass(frozen=True, kw_only=True)
 class InputPlan:
     """What attacks may use beyond the model's and its base's statistics of each record.
 
@@ -166,7 +185,8 @@ class AuditPlan:
     guesses (half as members, half as not);
     `confidence` of every interval; `delta` of ε̂; `shuffles` of every permutation test;
     `prefix_tokens` and `suffix_tokens` the window of discoverable extraction; `token_forwards`
-    what one canary's exact rank may cost; `sampling` the grid of extraction by sampling; `require` the
+    what one canary's exact rank may cost; `sampling` the grid of extraction by sampling, `personal` the
+    budget of attacks on personal data; `require` the
     requirements the audit is judged by; `suite` which attacks are made ("quick", "full" or "all") and `inputs`
     what they may use: these two alone may be chosen anew when an audit is made, for all attacks that are made
     are paid for.
@@ -186,6 +206,7 @@ class AuditPlan:
     suite: Literal["quick", "full", "all"] = "quick"
     inputs: InputPlan = InputPlan()
     sampling: SamplingPlan = SamplingPlan()
+    personal: PersonalPlan = PersonalPlan()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,6 +289,31 @@ class Effort:
     base: tuple[Estimate, ...]
     easiest: float | None
     median: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PersonalFinding:
+    """What an attack on personal data came to at entities of one `kind`, such as EMAIL_ADDRESS.
+
+    `scope` "trained" are entities in what the model learns to write, "inputs" those in prompts alone. `members` is the
+    share that came out of records trained on: named first among the candidates, or written; `base` the same under the
+    untuned model, `gain` their paired difference with the one-sided `p_value`; `others` the share of entities of
+    records never trained on, `excess` the difference to these. `chance` is what guessing gets; `precision` the share
+    of what the tuned model alone wrote that is in the training data.
+    """
+
+    attack: str
+    kind: str
+    scope: Literal["trained", "inputs"]
+    members: Estimate
+    base: Estimate
+    others: Estimate
+    gain: Estimate
+    excess: Estimate
+    p_value: float
+    chance: float | None = None
+    precision: Estimate | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -359,7 +405,7 @@ class AuditReport:
     `untested` names what a reader might assume and nobody measured. `provenance` has digests and versions.
     `trained_here` is False for a model that Sordino did not train: there are no coins and no ε̂.
     `memorisation` is the curve of `train.monitor`, empty where there was none; `effort` what it takes to get
-    records out, one row a decoding.
+    records out, one row a decoding; `personal` what attacks on personal data found.
     """
 
     run: str
@@ -384,6 +430,7 @@ class AuditReport:
     schema: int = SCHEMA
     memorisation: tuple[MemorisationPoint, ...] = ()
     effort: tuple[Effort, ...] = ()
+    personal: tuple[PersonalFinding, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -106,6 +106,13 @@ audit:               # fixed before training, so that nothing can be chosen by w
     queries: [1, 10, 100, 1000, 10000, 100000, 1000000]
     limit: 1000      # queries of the headline
     chance: 0.5      # a record is out if they give it with this probability
+  personal:          # the budget of attacks on names, numbers and the like; data.spans has your own labels
+    mentions: 100    # entities asked about, trained on and as many not
+    candidates: 100  # values that each is chosen from
+    samples: 64      # continuations at the place of each, for --suite all
+    texts: 256       # written from nothing, and searched
+    text_tokens: 128
+    regions: [US]    # countries whose telephone numbers need no country code
   inputs:            # what attacks may use besides; these and the suite may also be chosen at the audit
     known: 500       # records of which the adversary knows, on each side; none of them is judged
     shadows: 16      # shadow models

@@ -17,6 +17,7 @@ from sordino.results import (
     Estimate,
     Gate,
     Notice,
+    PersonalFinding,
     Requirement,
     RunCard,
     Verdict,
@@ -57,6 +58,18 @@ def _effort() -> tuple[Effort, ...]:
                easiest=1.2, median=17.4),
         Effort(decoding=Decoding(top_k=1), chance=0.5, queries=(1, 1_000, 1_000_000), members=none, others=none,
                base=none, easiest=None, median=None),
+    )  # fmt: skip
+
+
+def _personal() -> tuple[PersonalFinding, ...]:
+    """Two kinds, one of them in inputs, and a kind that no attack names."""
+    some, none = (_estimate(share, 0.05, "Korn–Graubard") for share in (0.4, 0.0))
+    common = {"base": none, "others": none, "gain": some, "excess": some}
+    return (
+        PersonalFinding(attack="pii_inference", kind="ANY", scope="trained", members=some, p_value=0.001, chance=0.01,
+                        **common),
+        PersonalFinding(attack="pii_inference", kind="PERSON", scope="inputs", members=some, p_value=0.02, **common),
+        PersonalFinding(attack="pii_extraction", kind="URL", scope="trained", members=none, p_value=1.0, **common),
     )  # fmt: skip
 
 
@@ -313,6 +326,7 @@ def _skeleton(strength: float) -> AuditReport:
         ),
         attempts=(*attempts, extraction),
         effort=_effort(),
+        personal=_personal(),
         canaries=levels,
         gates=_gates(strength),
         utility=utility,

@@ -152,13 +152,14 @@ def offered(attack: Attack, signals: Signals) -> Signals:
     )
 
 
-def extraction(
+def extraction(  # noqa: PLR0913 - what an attack declares
     *,
     paper: str,
     access: str = "generation",
     needs: Sequence[str] = STATISTICS,
     inputs: Sequence[str] = (),
     cost: str = "arithmetic",
+    suite: Suite = "quick",
     on: Source = "signals",
 ) -> Callable[[Callable[..., Any]], Attack]:
     """Mark `(Signals, *, parameters) -> Windows` as an extraction attack on every window of a record.
@@ -179,6 +180,7 @@ def extraction(
             needs=frozenset(needs),
             inputs=frozenset(inputs),
             cost=cost,
+            suite=suite,
             on=on,
         )
 

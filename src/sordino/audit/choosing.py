@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 from sordino.attacks.base import SUITES, Attack, Suite, discover, find
 from sordino.audit.inputs import Context, lacking
+from sordino.audit.personal_attacks import PERSONAL
 from sordino.audit.subjects import Subject
+from sordino.audit.weights import has_weights
 from sordino.audit.written import Written
 from sordino.errors import AuditError
 
@@ -21,6 +23,7 @@ class Chosen:
 
     membership: Mapping[str, Attack]
     extraction: Mapping[str, Attack]
+    personal: Mapping[str, Attack]
     left_out: tuple[str, ...]
 
     @property
@@ -47,7 +50,10 @@ def choose(names: Sequence[str], context: Context) -> Chosen:
     suite = {n for n, a in known.items() if SUITES.index(_suite(a, subject)) <= SUITES.index(plan.suite)}
     wanted = {n: a for n, a in known.items() if n in (asked if names else asked | suite)}
     windowed = {n: a for n, a in discover("extraction").items() if a.on == "signals" and subject.task in a.tasks}
+    asking = {n: a for n, a in discover("extraction").items() if n in PERSONAL and subject.task in a.tasks}
+    larger = {n for n, a in asking.items() if SUITES.index(a.suite) > SUITES.index(plan.suite)}
     missing = {n: why for n, a in (known | windowed).items() if (why := _lacking(a, context))}
+    missing |= {n: why for n in asking if n not in larger and (why := _lacking_models(subject))}
     for name in names:
         if name in missing:
             hint = (
@@ -61,14 +67,18 @@ def choose(names: Sequence[str], context: Context) -> Chosen:
         membership = {n: a for n, a in membership.items() if n not in few}
     if not membership:
         raise AuditError("No membership attack can be carried out with this access.", _HINT)
-    lacked = {n: why for n, why in missing.items() if n in wanted or n in windowed}
+    lacked = {n: why for n, why in missing.items() if n in wanted or n in windowed or n in asking}
     # What a larger suite would have is named even where it would lack something: it then says what.
     served = isinstance(subject, Written)
     later = [n for n in known if n not in wanted and not (served and n in missing)] if not names else []
     return Chosen(
         membership=membership,
         extraction={n: a for n, a in windowed.items() if n not in missing},
-        left_out=(*_left_out(lacked, {**known, **windowed}, subject), *_dearer(later, known)),
+        personal={n: a for n, a in asking.items() if n not in missing and n not in larger},
+        left_out=(
+            *_left_out(lacked, {**known, **windowed, **asking}, subject),
+            *_dearer([*later, *(() if served else sorted(larger))], {**known, **asking}),
+        ),
     )
 
 
@@ -96,6 +106,13 @@ def _left_out(lacked: Mapping[str, str], known: Mapping[str, Attack], subject: S
         return (*([seen] if names else []), *rest)
     # That no adversary was tried who sees only text stands among what is untested, whatever the attacks are.
     return tuple(f"The attack {n}: it needs {why}." for n, why in lacked.items() if known[n].needs != _TEXT)
+
+
+def _lacking_models(subject: Subject | Written) -> str:
+    """What is missing to ask a model and its untuned base, both here, in words."""
+    if not has_weights(subject, "tuned"):
+        return "the model's weights"
+    return "" if subject.has_base and has_weights(subject, "base") else "the untuned base model"
 
 
 def _served(attack: Attack, subject: Subject | Written) -> bool:

@@ -1,30 +1,31 @@
 """Every extraction attack of an audit, one after the other, and what of them is kept in private/."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sordino.attacks.base import Attack
+from sordino.audit.choosing import Chosen
 from sordino.audit.evaluate import Evidence
 from sordino.audit.extracted import attempt
 from sordino.audit.inputs import Context, Pair
 from sordino.audit.judging import Judge
+from sordino.audit.personal_attacks import personal
 from sordino.audit.queried import queried
-from sordino.results import Attempt, Effort, encode
+from sordino.results import Attempt, Effort, PersonalFinding, encode
 
 __all__ = ["Extracted", "extract"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Extracted:
-    """What came out: `attempts`, one an attack, and the `effort` that it takes."""
+    """What came out: `attempts`, one an attack, the `effort` that it takes, and `personal` data."""
 
     attempts: tuple[Attempt, ...]
     effort: tuple[Effort, ...]
+    personal: tuple[PersonalFinding, ...]
 
 
-def extract(context: Context, attacks: Mapping[str, Attack], pair: Pair, evidence: Evidence) -> Extracted:
-    """Carry out the `attacks` and keep passages, and queries a record, in private/."""
-    run, plan = context.collector.run, context.plan
+def extract(context: Context, chosen: Chosen, pair: Pair, evidence: Evidence) -> Extracted:
+    """Carry out the `chosen` attacks and keep passages, queries a record and rows a person in private/."""
+    run, plan, attacks = context.collector.run, context.plan, chosen.extraction
     judge = Judge.of(evidence, plan.confidence, len(attacks))
     drawn = [queried(a, pair, judge, plan) for a in attacks.values() if "drawn" in a.inputs]
     for one in drawn:
@@ -33,6 +34,10 @@ def extract(context: Context, attacks: Mapping[str, Attack], pair: Pair, evidenc
     pulled = [attempt(a, context.collector, context.examples, pair, judge, plan) for a in rest]
     run.write_private("passages.json", encode([p for _, passages in pulled for p in passages]))
     found = {a.name: a for a in (*(a for a, _ in pulled), *(one.attempt for one in drawn))}
+    named, people = personal(context, list(chosen.personal.values()), evidence)
+    run.write_private("personal.json", encode(people))
     return Extracted(
-        attempts=tuple(found[name] for name in attacks), effort=tuple(row for one in drawn for row in one.effort)
+        attempts=tuple(found[name] for name in attacks),
+        effort=tuple(row for one in drawn for row in one.effort),
+        personal=named,
     )

@@ -10,7 +10,7 @@ import numpy as np
 from sordino.attacks.base import Suite, discover
 from sordino.audit.blind import blind_baseline
 from sordino.audit.canaried import Canaried, beside, canaried, memorisation, of_candidates
-from sordino.audit.choosing import choose
+from sordino.audit.choosing import Chosen, choose
 from sordino.audit.claimed import Claimed, claimed
 from sordino.audit.collecting import Collector, Ticker
 from sordino.audit.datasets import attempts_on_the_set
@@ -126,7 +126,7 @@ def _audit(
         outcome = evaluate(chosen.scoring, *pair, evidence, plan, seeds(_SHUFFLES))
     outcome = replace(outcome, attempts=noted(outcome.attempts, chosen.scoring, context.notes))
     with context.timed("extraction"):
-        pulled = extract(context, chosen.extraction, pair, evidence)
+        pulled = extract(context, chosen, pair, evidence)
     _write_scores(run, outcome)
     with context.timed("canaries"):
         found = _exposed(collector, placed, plan)
@@ -147,6 +147,7 @@ def _audit(
     findings = findings_of(collector, outcome, gates, pulled.attempts)
     findings = replace(
         findings,
+        personal=pulled.personal,
         canaries=canary_levels(found, plan.confidence),
         canary_bound=coins.bound if coins else None,
         claim=claim,
@@ -161,9 +162,10 @@ def _audit(
     report = report_of(collector, outcome, findings, bound, plan, wanted)
     report = replace(
         report,
-        untested=(*chosen.left_out, *untested(_kind(collector), chosen.membership, discover("membership"))),
+        untested=(*chosen.left_out, *_untested(collector, chosen)),
         memorisation=memorisation(collector, plan.confidence),
         effort=pulled.effort,
+        personal=pulled.personal,
         seconds={**report.seconds, **context.seconds, "audit": round(time.monotonic() - started, 2)},
     )
     run.write_audit(report)
@@ -179,6 +181,10 @@ def _told(placed: Split, plan: AuditPlan, seed: int) -> list[Example]:
         chosen = np.sort(rng.permutation(len(side))[: plan.inputs.known])
         found += side.take(chosen) if isinstance(side, Rows) else [side[int(i)] for i in chosen]
     return found
+
+
+def _untested(collector: Collector, chosen: Chosen) -> tuple[str, ...]:
+    return untested(_kind(collector), chosen.membership, discover("membership"), bool(chosen.personal))
 
 
 def _kind(collector: Collector) -> Kind:

@@ -1,6 +1,6 @@
 """What attacks on personal data come to by kind, beside the untuned model and records that were never trained on."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,9 +14,12 @@ from sordino.audit.evaluate import estimate
 from sordino.audit.judging import difference
 from sordino.results import Estimate
 
-__all__ = ["Extracted", "Guessed", "Scope", "Subjects", "extracted", "guessed"]
+__all__ = ["EVERY", "Extracted", "Guessed", "Scope", "Subjects", "extracted", "guessed"]
 
 Scope = Literal["trained", "inputs"]
+
+EVERY = "ANY"
+"""The kind of a row of all kinds together, where there are several."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +107,11 @@ def _excess(first: Estimate, second: Estimate) -> Estimate:
     return difference(first, second)
 
 
+def _kinds(found: Collection[str]) -> list[str]:
+    """All kinds together first, where there are several, then each of them."""
+    return [*([EVERY] if len(found) > 1 else []), *sorted(found)]
+
+
 def _scopes(subjects: Subjects) -> dict[tuple[str, str], tuple[str, int]]:
     """Of each entity (kind, key): "trained", "inputs" or "held out", and the first mention that makes it so."""
     found: dict[tuple[str, str], tuple[str, int]] = {}
@@ -134,15 +142,15 @@ def extracted(
     ours, theirs = ({(p.kind, p.key) for p in found} for found in (tuned, base))
     known = {name for name, (scope, _) in scopes.items() if scope != "held out"}
     made = []
-    for kind in sorted({name[0] for name in scopes}):
-        mine, before = ({n for n in found if n[0] == kind} for found in (ours, theirs))
-        alone = mine - before
+    for kind in _kinds({name[0] for name in scopes}):
+        mine, before = ({n for n in found if kind in (n[0], EVERY)} for found in (ours, theirs))
+        alone = {n for n in mine - before if n[0] not in looked_up}
         precision = None
         if kind not in looked_up:
             precision = estimate(stats.clopper_pearson(len(alone & known), len(alone), confidence))
 
         def hits(scope: str, kind: str = kind) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            names = [(n, at) for n, (s, at) in scopes.items() if n[0] == kind and s == scope]
+            names = [(n, at) for n, (s, at) in scopes.items() if kind in (n[0], EVERY) and s == scope]
             hit, old = (np.array([n in found for n, _ in names], dtype=bool) for found in (ours, theirs))
             return hit, old, subjects.group[[at for _, at in names]]
 
@@ -186,9 +194,9 @@ def guessed(  # noqa: PLR0913 - two models, their subjects, and how to judge
     hit, old = (np.array([r.rank is not None and r.rank <= top for r in ranks], dtype=bool) for ranks in (tuned, base))
     level = np.array([min(1.0, top / max(1, r.candidates)) for r in tuned])
     made = []
-    for kind in sorted(set(kinds.tolist())):
+    for kind in _kinds(set(kinds.tolist())):
         for scope, in_scope in (("trained", scored), ("inputs", ~scored)):
-            here = (kinds == kind) & in_scope
+            here = ((kinds == kind) | (kind == EVERY)) & in_scope
             inside, outside = here & tried & subjects.included, here & tried & ~subjects.included
             if not (here & subjects.included).any():
                 continue

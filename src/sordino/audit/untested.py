@@ -20,7 +20,6 @@ _MORE = "Adversaries who see log-probabilities or gradients, which can tell more
 _ALWAYS: Mapping[Kind, tuple[str, ...]] = {
     "trained": (
         "Records that always train (outside the audit candidates): their risk is inferred, not measured.",
-        "Names, numbers and other personal data by type; only word-for-word passages and planted secrets were tried.",
         "Backdoors, poisoned base weights, and data that reached the base model before this fine-tuning.",
         "Quantised, merged or further tuned copies of this model: test the artefact you deploy.",
     ),
@@ -31,7 +30,6 @@ _ALWAYS: Mapping[Kind, tuple[str, ...]] = {
         "Quantised, merged or further tuned copies of this model: test the artefact you deploy.",
     ),
     "elsewhere": (
-        "Names, numbers and other personal data by type; only word-for-word passages were tried.",
         "Backdoors, poisoned weights, and data that reached the model before it was tuned.",
         "Other forms of this model than the one named under provenance: test the artefact you deploy.",
         "How well an attack works on this model at all: no canaries are in it, so none could be looked for.",
@@ -39,15 +37,21 @@ _ALWAYS: Mapping[Kind, tuple[str, ...]] = {
     ),
 }
 _TEXT = frozenset({"generated text", "predicted tokens", "predicted labels"})
+_PERSONAL = "Names, numbers and other personal data by type; `--suite full` asks for them where the weights are here."
 _INSIDE = frozenset({"gradients", "weights"})
 
 
-def untested(kind: Kind, made: Mapping[str, Attack], known: Mapping[str, Attack]) -> tuple[str, ...]:
-    """What was not measured of a model of this `kind` by the membership attacks `made`, of all that are `known`."""
+def untested(
+    kind: Kind, made: Mapping[str, Attack], known: Mapping[str, Attack], personal: bool = False
+) -> tuple[str, ...]:
+    """What was not measured of a model of this `kind` by the membership attacks `made`, of all that are `known`.
+
+    `personal` says that personal data were asked for by kind.
+    """
     access = {attack.access for attack in made.values()}
     found = [] if any("shadows" in attack.inputs for attack in made.values()) else [_SHADOWS]
     if kind == "text":
-        return (*found, _MORE, _LABELS["text"], *_ALWAYS["elsewhere"])
+        return (*found, _MORE, _LABELS["text"], _PERSONAL, *_ALWAYS["elsewhere"])
     if kind == "classifier":
         left_out = ", ".join(name for name, attack in sorted(known.items()) if "classification" not in attack.tasks)
         found.insert(0, f"Scores over the tokens of a text ({left_out}): a classifier gives one class to the whole.")
@@ -56,4 +60,6 @@ def untested(kind: Kind, made: Mapping[str, Attack], known: Mapping[str, Attack]
         found.append(_ONLY_TEXT)
     if not access & _INSIDE:
         found.append(_GRADIENTS)
+    if kind != "classifier" and not personal:
+        found.append(_PERSONAL)
     return (*found, *_ALWAYS[kind])

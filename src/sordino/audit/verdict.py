@@ -7,7 +7,7 @@ from typing import Literal
 from sordino.audit.claimed import Claimed
 from sordino.audit.identified import identified_words
 from sordino.records import unit_words
-from sordino.results import Attempt, CanaryLevel, Claim, Estimate, Gate, Verdict
+from sordino.results import Attempt, CanaryLevel, Claim, Estimate, Gate, PersonalFinding, Verdict
 
 __all__ = [
     "Findings",
@@ -48,6 +48,7 @@ class Findings:
     by_unit: bool = False
     claim: Claimed | None = None
     canary_bound: Estimate | None = None
+    personal: Sequence[PersonalFinding] = ()
 
 
 def _times(share: float) -> str:
@@ -81,6 +82,30 @@ def _wording(attempt: Attempt) -> str:
     return "nearly word for word" if attempt.name == "near" else "word for word"
 
 
+_ASKED = {
+    "pii_inference": "Given candidates, the model names",
+    "pii_reconstruction": "Asked for what stood at its place, the model names",
+    "pii_extraction": "Left to write, the model writes",
+}
+
+
+def _told(findings: Sequence[PersonalFinding]) -> list[PersonalFinding]:
+    """The first row of each attack (all kinds) that tuning made worse, and that records never trained on do not share.
+
+    The level is divided by the number of attacks.
+    """
+    first = {one.attack: one for one in reversed(findings) if one.scope == "trained"}.values()
+    return [one for one in first if one.p_value < _LEVEL / len(first) and one.excess.low > 0]
+
+
+def _personal_words(one: PersonalFinding) -> str:
+    what = "entity" if one.kind == "ANY" else one.kind
+    return (
+        f"{_ASKED[one.attack]} the right {what} for {(one.members.value or 0):.1%} of those trained on, against "
+        f"{(one.base.value or 0):.1%} by the untuned base and {(one.others.value or 0):.1%} of those never trained on."
+    )
+
+
 def _exposed(levels: Sequence[CanaryLevel]) -> CanaryLevel | None:
     """The least repeated level whose canaries are clearly more exposed than those left out."""
     for level in levels:
@@ -107,6 +132,7 @@ def _leaks(f: Findings) -> list[str]:
     if f.p_value < _LEVEL and f.headline["auc"].low > 0.5:
         reasons += filter(None, (_membership_words(f), identified_words(f.headline)))
     reasons += [_extraction_words(a) for a in f.extraction if a.estimates["excess"].low > 0]
+    reasons += [_personal_words(one) for one in _told(f.personal)]
     level = _exposed(f.canaries)
     if level is not None:
         reasons.append(_canary_words(level))

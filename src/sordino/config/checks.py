@@ -8,7 +8,7 @@ from typing import Any
 from sordino.canaries.designs import FROM_DATA
 from sordino.config.schema import DPConfig, MethodConfig, RunConfig
 from sordino.errors import ConfigError
-from sordino.results import InputPlan, SamplingPlan
+from sordino.results import InputPlan, PersonalPlan, SamplingPlan
 
 __all__ = ["check_dp", "check_inputs", "check_method", "check_target", "check_values"]
 
@@ -156,6 +156,7 @@ def check_values(config: RunConfig) -> None:
             raise ConfigError(f"{key} is {value!r}.", f"Allowed: {allowed}.")
     check_inputs(audit.inputs)
     _check_sampling(audit.sampling)
+    _check_personal(audit.personal)
     check_method(method)
 
 
@@ -173,6 +174,17 @@ def check_inputs(inputs: InputPlan) -> None:
     for key, value, good, allowed in rules:
         if not good:
             raise ConfigError(f"audit.inputs.{key} is {value!r}.", f"Allowed: {allowed}.")
+
+
+def _check_personal(plan: PersonalPlan) -> None:
+    """Raises `ConfigError` for a budget that asks nothing."""
+    rules: tuple[tuple[str, int, int], ...] = (
+        ("mentions", plan.mentions, 1), ("candidates", plan.candidates, 2), ("samples", plan.samples, 1),
+        ("texts", plan.texts, 1), ("text_tokens", plan.text_tokens, 1),
+    )  # fmt: skip
+    for key, value, least in rules:
+        if value < least:
+            raise ConfigError(f"audit.personal.{key} is {value}.", f"Allowed: at least {least}.")
 
 
 def _check_sampling(plan: SamplingPlan) -> None:

@@ -31,6 +31,7 @@ SECTIONS = (
     ("trade-off", "Privacy against utility"),
     ("attacks", "Attacks"),
     ("effort", "What it takes to get records out"),
+    ("personal", "Personal data"),
     ("canaries", "Canary exposure"),
     ("excerpts", "Extracted passages"),
     ("controls", "Controls"),
@@ -40,7 +41,7 @@ SECTIONS = (
     ("provenance", "Provenance"),
 )
 
-OF_TEXT = ("effort", "canaries", "excerpts")  # what a classifier, which writes nothing, has no section of
+OF_TEXT = ("effort", "personal", "canaries", "excerpts")  # what a classifier, which writes nothing, has no section of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,8 @@ def render_table(report: AuditReport) -> "RenderableType":
     from rich.console import Group
 
     parts: list[RenderableType] = [_verdict(report)]
-    for table in (_gates(report), _attacks(report), _effort(report), _canaries(report), _requirements(report)):
+    for make in (_gates, _attacks, _effort, _personal, _canaries, _requirements):
+        table = make(report)
         if table.row_count:
             parts += ["", table]
     if report.untested:
@@ -162,6 +163,21 @@ def _effort(report: AuditReport) -> "Table":
         figures = ("–" if share is None else f"{share:.1%}" for share in shares)
         table.add_row(_text(str(row.decoding)), count_text(row.easiest), count_text(row.median), *figures)
     table.caption = "Trained-on records; easiest and median: queries on average until a passage comes word for word."
+    table.caption_justify = "left"
+    return table
+
+
+def _personal(report: AuditReport) -> "Table":
+    table = _table("Personal data", "Attack", "Kind", "Trained on", "Untuned base", "Never trained on", "Chance", "p")
+    for one in report.personal:
+        if one.members.value or one.kind == "ANY":
+            chance = "" if one.chance is None else f"{one.chance:.3f}"
+            kind = one.kind if one.scope == "trained" else f"{one.kind}, in inputs"
+            table.add_row(
+                _text(one.attack), _text(kind), _figure(one.members), _figure(one.base), _figure(one.others),
+                chance, f"{one.p_value:.3f}",
+            )  # fmt: skip
+    table.caption = "Shares of entities named first or written; p against the untuned base. Others were never named."
     table.caption_justify = "left"
     return table
 

@@ -39,7 +39,13 @@ def empty_prompts(model: "Model", count: int) -> list[Prompt]:
     return [Prompt(ids=np.array([start], dtype=np.int32))] * count
 
 
-@extraction(paper="Lukas et al. 2023, arXiv:2302.00539", access="generated text", on="model")
+@extraction(
+    paper="Lukas et al. 2023, arXiv:2302.00539",
+    access="generated text",
+    cost="texts written from nothing (audit.personal.texts)",
+    suite="full",
+    on="model",
+)
 def pii_extraction(  # noqa: PLR0913 - the budget, each part of it
     model: "Model",
     prompts: Sequence[Prompt],

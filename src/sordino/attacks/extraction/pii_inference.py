@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 __all__ = ["pii_inference"]
 
 
-@extraction(paper="Lukas et al. 2023, arXiv:2302.00539", access="log-probabilities", on="model")
+@extraction(
+    paper="Lukas et al. 2023, arXiv:2302.00539",
+    access="log-probabilities",
+    cost="a record for each candidate of each entity asked about (audit.personal)",
+    suite="full",
+    on="model",
+)
 def pii_inference(
     model: "Model",
     questions: Sequence[Question],

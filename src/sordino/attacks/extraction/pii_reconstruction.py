@@ -33,7 +33,13 @@ def proposed(text: str, kind: str, detectors: Sequence[Detector] | None = None, 
     return [value for value in dict.fromkeys(found) if value and "\ufffd" not in value and "\0" not in value]
 
 
-@extraction(paper="Lukas et al. 2023, arXiv:2302.00539", access="generated text, log-probabilities", on="model")
+@extraction(
+    paper="Lukas et al. 2023, arXiv:2302.00539",
+    access="generated text, log-probabilities",
+    cost="continuations of each entity asked about (audit.personal.samples)",
+    suite="all",
+    on="model",
+)
 def pii_reconstruction(  # noqa: PLR0913 - the budget, each part of it
     model: "Model",
     mentions: Sequence[Mention],
