@@ -6,7 +6,7 @@
     python benchmarks/extraction.py --write docs/extraction.md    and put the tables into the page
 
 The data and the model are read from $SORDINO_DATA (default: ../shared). A cell is a run: data set, epochs and seed,
-each with coins of its own and with canaries planted 1 to 32 times. Over-long records are split (`train.too_long: split`).
+each with coins of its own and with canaries planted 1 to 32 times. Over-long records are split (train.too_long).
 """
 
 import argparse
