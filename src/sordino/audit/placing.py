@@ -13,7 +13,6 @@ import numpy as np
 from sordino.errors import DataError
 from sordino.evidence import digest
 from sordino.records import Dataset, Example, Record, Role, Split, content_digest
-from sordino.records.clusters import index_texts
 from sordino.records.split import comparable_text
 from sordino.results import Notice
 
@@ -106,6 +105,8 @@ def _clusters(records: Sequence[Record], inside: np.ndarray, threshold: float) -
         join(i, first_of.setdefault((bool(inside[i]), record.unit), i))
     across: set[int] = set()
     if threshold:
+        from sordino.records.clusters import index_texts  # here: Numba is loaded where records are compared
+
         near = index_texts([comparable_text(record) for record in records], threshold)
         for i in range(len(records)):
             for j in near.adjacent(i):
