@@ -5,6 +5,7 @@ from typing import Literal
 import numpy as np
 
 from sordino.signals import Scores, Signals
+from sordino.stats import log1mexp
 
 __all__ = ["POOLED_BELOW", "Statistic", "mean_probability", "spread", "statistic"]
 
@@ -21,7 +22,7 @@ def statistic(nll: np.ndarray, kind: Statistic) -> np.ndarray:
     if kind == "loss":
         return -nll
     # ln(1 − e^−ℓ), exact at both ends; a loss of 0 is perfect memory and keeps a large finite logit.
-    scaled: np.ndarray = -nll - np.log(-np.expm1(-np.maximum(nll, 1e-150)))
+    scaled: np.ndarray = -nll - log1mexp(-np.maximum(nll, 1e-150))
     return scaled
 
 

@@ -20,7 +20,7 @@ from sordino.stats.multiplicity import benjamini_hochberg, conformal_p, holm
 from sordino.stats.paired import paired_difference, sign_flip
 from sordino.stats.permutation import max_t, max_t_within
 from sordino.stats.proportions import clopper_pearson, korn_graubard
-from sordino.stats.queries import log10_queries, queries, within
+from sordino.stats.queries import log1mexp, log10_queries, queries, within
 from sordino.stats.ranking import PairedDifference, auc, delong, paired_delong, smallest_detectable_auc
 from sordino.stats.thresholds import calibration_split, three_way_split, tpr_at_fpr, tpr_at_fpr_in_sample
 
@@ -44,6 +44,7 @@ __all__ = [
     "gdp_mu",
     "holm",
     "korn_graubard",
+    "log1mexp",
     "log10_queries",
     "max_t",
     "max_t_within",

@@ -7,10 +7,10 @@ from jaxtyping import Float
 
 from sordino.errors import AuditError, ConfigError
 
-__all__ = ["log10_queries", "queries", "within"]
+__all__ = ["log1mexp", "log10_queries", "queries", "within"]
 
 
-def _complement(log_p: np.ndarray) -> np.ndarray:
+def log1mexp(log_p: Float[np.ndarray, "..."] | float) -> np.ndarray:
     """ln(1 − e^x) of x ≤ 0: by expm1 near 0, by log1p far from it (Mächler 2012)."""
     with np.errstate(divide="ignore"):
         near = log_p > -math.log(2)
@@ -37,9 +37,7 @@ def within(log_p: Float[np.ndarray, "..."] | float, n: float) -> np.ndarray:
         return np.zeros_like(found)
     # Below e⁻⁷⁰⁰ the product n ln(1 − p) is −n p to the last digit, also where p is no normal number.
     tiny = found < -700
-    exponent = np.where(
-        tiny, -np.exp(np.minimum(math.log(n) + np.where(tiny, found, 0.0), 700)), n * _complement(found)
-    )
+    exponent = np.where(tiny, -np.exp(np.minimum(math.log(n) + np.where(tiny, found, 0.0), 700)), n * log1mexp(found))
     return np.asarray(-np.expm1(exponent))
 
 
@@ -51,7 +49,7 @@ def queries(log_p: Float[np.ndarray, "..."] | float, wanted: float) -> np.ndarra
     """
     real = _log10(log_p, wanted)
     with np.errstate(divide="ignore", over="ignore"):
-        exact = math.log1p(-wanted) / _complement(np.maximum(_checked(log_p), -40.0))
+        exact = math.log1p(-wanted) / log1mexp(np.maximum(_checked(log_p), -40.0))
         far = 10.0 ** np.minimum(real, 400.0)
     return np.asarray(np.maximum(1.0, np.ceil(np.where(np.asarray(log_p) < -40, far, exact))))
 
@@ -70,5 +68,5 @@ def _log10(log_p: np.ndarray | float, wanted: float) -> np.ndarray:
     found = _checked(log_p)
     with np.errstate(divide="ignore"):
         # ln(−ln(1 − p)) is ln p where p is tiny.
-        inner = np.where(found < -40, found, np.log(-_complement(np.maximum(found, -40.0))))
+        inner = np.where(found < -40, found, np.log(-log1mexp(np.maximum(found, -40.0))))
     return np.asarray((math.log(-math.log1p(-wanted)) - inner) / math.log(10))
