@@ -295,12 +295,12 @@ class Store:
             message = f"The signals in {path.parent} are damaged: {error}."
             raise RunError(message, "Delete that folder; the audit computes it again.") from error
 
-    def manifest(self, key: str) -> dict[str, object]:
-        """What is written beside the statistics under `key`, where that file is as `put` left it; else {}."""
+    def manifest(self, key: str, name: str = "statistics") -> dict[str, object]:
+        """What is written beside the statistics (or "arrays") under `key`, where they are as they were put; else {}."""
         folder = self.folder / key
         try:
             found = json.loads((folder / "manifest.json").read_bytes())
-            intact = digest_file(folder / "statistics.safetensors") == found["digest"]
+            intact = digest_file(folder / f"{name}.safetensors") == found["digest"]
         except (OSError, ValueError, KeyError, TypeError):
             return {}
         return found if intact else {}

@@ -60,7 +60,7 @@ class Ranked:
     short to be scored. `orders` has of every ranking the numbers of the distinct texts, best first.
     """
 
-    ids: tuple[Int[np.ndarray, " T"], ...]
+    ids: tuple[np.ndarray, ...]
     texts: tuple[str, ...]
     strategies: tuple[str, ...]
     orders: Mapping[str, Int64[np.ndarray, " kept"]]

@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from sordino.audit.borrowed import borrowed_arrays
 from sordino.audit.inputs.context import Context, Pair
+from sordino.audit.subjects import Trained
 from sordino.audit.weights import has_weights, weights
 from sordino.audit.written import Written
 from sordino.evidence import digest
@@ -50,14 +52,28 @@ def _drawn(context: Context, which: str, decodings: tuple[Decoding, ...], signal
     collector = context.collector
     key = collector.key(context.examples, which, "drawn/1", digest(encode(decodings)))
     found = collector.store.arrays(key)
-    if found is None:
-        from sordino.collect import drawn
+    return Drawn(decodings=decodings, logprob=(found or _made(context, which, decodings, key))["logprob"])
 
-        name = f"{'model' if which == 'tuned' else 'untuned model'}, {len(decodings)} decodings"
-        tick = collector.ticker(name, len(context.examples))
-        tokens = [collector.encode(e) for e in context.examples]
-        found = {"logprob": drawn(weights(collector.reader, which), tokens, decodings, tick=tick)}
-        collector.forwards += 1
-        manifest = {"definition": "drawn/1", "model": which, "decodings": [str(d) for d in decodings]}
-        collector.store.put_arrays(key, found, {**manifest, **collector.reader.manifest()})
-    return Drawn(decodings=decodings, logprob=found["logprob"])
+
+def _made(context: Context, which: str, decodings: tuple[Decoding, ...], key: str) -> dict[str, np.ndarray]:
+    """Taken over from a run beside this one, where that has asked the same untuned model, else computed."""
+    collector = context.collector
+    tokens = [collector.encode(e) for e in context.examples]
+    manifest = {
+        "definition": "drawn/1", "model": which, "decodings": [str(d) for d in decodings],
+        **collector.reader.manifest(),
+    }  # fmt: skip
+    if which == "base" and isinstance(collector.subject, Trained):
+        lent = borrowed_arrays(collector.run, key, tokens, manifest)
+        if lent is not None:
+            collector.store.put_arrays(key, lent[1], {**manifest, "from": lent[0]})
+            return lent[1]
+    from sordino.collect import drawn
+
+    name = f"{'model' if which == 'tuned' else 'untuned model'}, {len(decodings)} decodings"
+    tick = collector.ticker(name, len(context.examples))
+    targets = np.concatenate([t.ids[t.target] for t in tokens] or [np.empty(0, dtype=np.int32)])
+    made = {"logprob": drawn(weights(collector.reader, which), tokens, decodings, tick=tick), "token": targets}
+    collector.forwards += 1
+    collector.store.put_arrays(key, made, manifest)
+    return made
