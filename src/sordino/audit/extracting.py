@@ -27,11 +27,12 @@ def extract(context: Context, chosen: Chosen, pair: Pair, evidence: Evidence) ->
     """Carry out the `chosen` attacks and keep passages, queries a record and rows a person in private/."""
     run, plan, attacks = context.collector.run, context.plan, chosen.extraction
     judge = Judge.of(evidence, plan.confidence, len(attacks))
-    drawn = [queried(a, pair, judge, plan) for a in attacks.values() if "drawn" in a.inputs]
+    with context.timed("extraction"):
+        drawn = [queried(a, pair, judge, plan) for a in attacks.values() if "drawn" in a.inputs]
+        rest = [a for a in attacks.values() if "drawn" not in a.inputs]
+        pulled = [attempt(a, context.collector, context.examples, pair, judge, plan) for a in rest]
     for one in drawn:
         run.write_private(f"{one.attempt.name}.json", encode(one.rows(pair[0].record_ids)))
-    rest = [a for a in attacks.values() if "drawn" not in a.inputs]
-    pulled = [attempt(a, context.collector, context.examples, pair, judge, plan) for a in rest]
     run.write_private("passages.json", encode([p for _, passages in pulled for p in passages]))
     found = {a.name: a for a in (*(a for a, _ in pulled), *(one.attempt for one in drawn))}
     named, people = personal(context, list(chosen.personal.values()), evidence)

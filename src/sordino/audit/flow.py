@@ -125,8 +125,7 @@ def _audit(
     with context.timed("statistics"):
         outcome = evaluate(chosen.scoring, *pair, evidence, plan, seeds(_SHUFFLES))
     outcome = replace(outcome, attempts=noted(outcome.attempts, chosen.scoring, context.notes))
-    with context.timed("extraction"):
-        pulled = extract(context, chosen, pair, evidence)
+    pulled = extract(context, chosen, pair, evidence)
     _write_scores(run, outcome)
     with context.timed("canaries"):
         found = _exposed(collector, placed, plan)
