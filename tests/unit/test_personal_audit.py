@@ -36,19 +36,19 @@ def record(number):
 def run(make_model, tmp_path_factory):
     """A model that knows twelve sentences by heart, its base, and twelve sentences that it never saw."""
     folder = tmp_path_factory.mktemp("personal")
-    model, inside, outside = make_model("llama", seed=6), range(12), range(12, 24)
+    model, inside, outside = make_model("llama", seed=6), range(0, 24, 2), range(1, 24, 2)
     save(model, folder / "base")
-    learn(model, [record(i)["text"] for i in inside], steps=60)
+    learn(model, [record(i)["text"] for i in inside], steps=200)
     save(model, folder / "tuned")
     for name, some in (("in", inside), ("out", outside)):
         write_rows(folder / f"{name}.jsonl", [record(i) for i in some])
     values = {
         "model": {"path": str(folder / "tuned"), "device": "cpu"}, "base": str(folder / "base"),
         "data": {"path": str(folder / "in.jsonl"), "text": "text", "spans": "spans"}, "near_duplicates": 0,
-        "nonmembers": str(folder / "out.jsonl"), "out": str(folder / "runs"), "max_length": 96,
+        "nonmembers": str(folder / "out.jsonl"), "out": str(folder / "runs"), "max_length": 64,
         "audit": {
             "shuffles": 199, "prefix_tokens": 8, "suffix_tokens": 8, "fpr": [0.1],
-            "personal": {"mentions": 10, "candidates": 6, "texts": 40, "text_tokens": 60, "samples": 4},
+            "personal": {"mentions": 10, "candidates": 6, "texts": 160, "text_tokens": 50, "samples": 4},
         },
     }  # fmt: skip
     return create_external(load_external(values))
@@ -72,7 +72,8 @@ def test_what_was_learned_by_heart_is_named_and_nothing_else(report):
     assert every.chance == pytest.approx(1 / 6) and every.counts["candidates"] == 6
     assert every.excess.value == pytest.approx(every.members.value - every.others.value)
     written = rows_of(report, "pii_extraction")
-    assert written["ANY"].counts["leaked"] >= 1 and written["ANY"].base.value == 0
+    assert written["ANY"].counts["generated"] >= 1 and written["ANY"].counts["base generated"] == 0
+    assert written["ANY"].others.value == 0
     # Names have no detector: they are looked up, so how much of what was written is right is not known.
     assert written["PERSON"].precision is None and written["EMAIL_ADDRESS"].precision is not None
     assert "pii_reconstruction" not in {row.attack for row in report.personal}
@@ -90,7 +91,7 @@ def test_it_is_said_in_the_verdict_and_among_what_was_tested(report, run):
 
 def test_values_are_only_in_what_is_private_and_masked_even_there(report, run):
     public = (run.path / "audit.json").read_text()
-    assert not [name for name in NAMES[:12] if name in public]
+    assert not [name for name in NAMES if name in public]
     people = json.loads((run.private / "personal.json").read_bytes())
     assert people and {"unit", "masked", "rank", "base_rank"} <= set(people[0])
     assert not [row for row in people if any(name in row["masked"] for name in NAMES)]

@@ -88,7 +88,9 @@ class Guessed:
 
 def _share(hit: np.ndarray, group: np.ndarray, confidence: float) -> Estimate:
     if not hit.size:
-        return Estimate(value=None, low=0.0, high=1.0, n=0, method="no entities", confidence=confidence, needs=1)
+        return Estimate(
+            value=None, low=0.0, high=1.0, n=0, method="entities of this kind", confidence=confidence, needs=1
+        )
     return estimate(stats.korn_graubard(hit, group, confidence))
 
 
