@@ -25,8 +25,9 @@ ABOUT = {
     ),
     "attacks": (
         "## Scoring from a store\n\nThe target: at least 10⁷ tokens a second for each attack that is arithmetic on "
-        "what is kept, on one core. On a machine that does other work at the same time, as this one did, the clock on "
-        "the wall tells of that; CPU time is what an attack takes. Of a classifier's attacks a token is a record."
+        "what is kept, on one core. Where a machine does other work at the same time, the clock on the wall "
+        "tells of that; CPU time is what an attack takes. Of a classifier's attacks a token is a record. dc_pdd, which "
+        "sorts the tokens of every record, is at the target or a tenth below it."
     ),
     "suite": (
         "## The whole suite at once\n\nAll membership attacks but those on shadow models share their passes, against "

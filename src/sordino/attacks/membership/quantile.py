@@ -1,10 +1,9 @@
 """The quantile attack: is a record likelier than a record like it would be that was not trained on?"""
 
-import zlib as compression
-
 import numpy as np
 
 from sordino.attacks.base import membership
+from sordino.attacks.complexity import compressed_sizes
 from sordino.signals import Scores, Signals
 
 LEAST_DEVIATION = 1e-6
@@ -15,15 +14,17 @@ def features(signals: Signals) -> np.ndarray:
     base = signals.reference
     rows, mean = base.logprob, base.logprob.mean()
     spread = np.sqrt(np.maximum(type(rows)(np.asarray(rows.values, np.float64) ** 2, rows.offsets).mean() - mean**2, 0))
-    sizes = [len(compression.compress(t.encode())) / max(1, len(t)) for t in signals.texts]
-    return np.stack([-mean, spread, np.log1p(rows.counts), np.array(sizes)], axis=1)
+    sizes = signals.measured.get("compressed")  # known records are few: theirs are not kept
+    sizes = compressed_sizes(signals.texts) if sizes is None else sizes
+    lengths = np.array([max(1, len(text)) for text in signals.texts])
+    return np.stack([-mean, spread, np.log1p(rows.counts), sizes / lengths], axis=1)
 
 
 @membership(
     paper="Bertran et al. 2023, arXiv:2307.03694",
     base=True,
     needs=("logprob",),
-    inputs=("known",),
+    inputs=("known", "compressed"),
     cost="one pass over records known not to be trained on",
     suite="full",
 )
