@@ -32,7 +32,7 @@ EPOCHS = (1, 3, 10)
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A data set: the model, the file (None: the built-in corpus), its first `rows`, and the keys of its columns."""
+    """A data set: the model, the file (None: the built-in corpus, of so many customers), its first `rows`, its columns."""
 
     model: str
     path: str | None
@@ -47,7 +47,7 @@ SETS: Mapping[str, Source] = {
         keys=("--data.text", "full_text", "--data.spans", "spans"),
     ),
     "built-in": Source(
-        model="sordino-tiny", path=None, rows=600, keys=("--data.text", "text", "--data.unit", "customer")
+        model="sordino-tiny", path=None, rows=100, keys=("--data.text", "text", "--data.unit", "customer")
     ),
 }  # fmt: skip
 COMMON = (
