@@ -32,7 +32,7 @@ EPOCHS = (1, 3, 10)
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A data set: the model, the file and its first `rows` (None: the built-in corpus of so many customers), its columns."""
+    """The model, the file and its first `rows` (None: the built-in corpus, of so many customers), and its columns."""
 
     model: str
     path: str | None
