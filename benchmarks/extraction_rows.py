@@ -157,6 +157,8 @@ def picture(results: Results, sets: Sequence[str], epochs: Sequence[int], seeds:
         figure = Figure(figsize=(9, 3.8), facecolor="white", layout="constrained")
         left, right = figure.subplots(1, 2)
         for data, colour in colours.items():
+            if not any(data == key[0] for key in results):
+                continue
             for kind, style in (("rate", "-"), ("non-members", "--")):
                 points = [
                     (count, [r["attempts"]["prefix"]["estimates"][kind] for r in there])
