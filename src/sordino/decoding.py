@@ -7,12 +7,12 @@ filters is that of Hugging Face transformers and of vLLM: temperature, then top-
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from sordino.results import Decoding
 
-__all__ = ["Decoding", "decoding_logprob", "every_logprob"]
+__all__ = ["Decoding", "decoding_logprob", "every_logprob", "kept"]
 
 # So many of the largest logits are sorted for all rows; rows that need more of them are sorted whole.
 _LARGEST = 64
@@ -79,20 +79,58 @@ def _drawn(
     return torch.where(inside, own / decoding.temperature - whole, -torch.inf), known
 
 
-def every_logprob(logits: Float[Tensor, "N V"], decoding: Decoding) -> Float64[Tensor, "N V"]:
-    """The ln of the probability with which a decoding draws each token: `decoding_logprob` of all V, sorted once."""
-    exact = logits if logits.dtype == torch.float64 else logits.float()
-    values, order = exact.sort(dim=1, descending=True, stable=True)
-    left = torch.ones_like(values, dtype=torch.bool)
-    if decoding.temperature == 0:
-        left[:, 1:] = False
-        scaled = values.double()
+def kept(
+    logits: Float[Tensor, "N V"], temperature: Float64[Tensor, " N"], top_k: int | None, top_p: float
+) -> Bool[Tensor, "N V"]:
+    """Which tokens top-k and top-p leave: those that `decoding_logprob` gives a probability, with the same ties."""
+    vocabulary = logits.shape[1]
+    most = max(_LARGEST, 0 if top_k is None else top_k + 1)
+    largest = logits.topk(min(most, vocabulary), dim=1).values
+    # Of how many, in the order of their logits and then of their ids, the likeliest are left.
+    count, known = _count(logits, largest, temperature, top_k, top_p)
+    if not known.all():
+        rest = ~known
+        ordered = logits[rest].sort(dim=1, descending=True).values
+        count[rest], _ = _count(logits[rest], ordered, temperature[rest], top_k, top_p)
+        last = largest.new_empty(len(logits))
+        last[known] = largest[known].gather(1, count[known, None] - 1)[:, 0]
+        last[rest] = ordered.gather(1, count[rest, None] - 1)[:, 0]
     else:
-        scaled = values.double() / decoding.temperature
-        if decoding.top_k is not None and decoding.top_k < exact.shape[1]:
-            left = values >= values[:, decoding.top_k - 1 : decoding.top_k]
-        if decoding.top_p < 1:
-            share = torch.softmax(scaled.masked_fill(~left, -torch.inf), dim=1)
-            left = left & (share.cumsum(1) - share < decoding.top_p)
-    ordered = torch.log_softmax(scaled.masked_fill(~left, -torch.inf), dim=1)
-    return torch.empty_like(ordered).scatter_(1, order, ordered)
+        last = largest.gather(1, count[:, None] - 1)[:, 0]
+    above, equal = logits > last[:, None], logits == last[:, None]
+    room = count - above.sum(1)
+    return above | (equal & (equal.cumsum(1) <= room[:, None]))
+
+
+def _count(
+    logits: Tensor, largest: Tensor, temperature: Tensor, top_k: int | None, top_p: float
+) -> tuple[Tensor, Tensor]:
+    """How many tokens are left (n), and for which rows the `largest` logits (n, K), in order, were enough to tell."""
+    vocabulary, complete = logits.shape[1], largest.shape[1] == logits.shape[1]
+    left = torch.ones_like(largest, dtype=torch.bool)
+    known = torch.ones_like(left[:, -1])
+    scaled = largest.double() / temperature[:, None]
+    if top_k is not None and top_k < vocabulary:
+        left = largest >= largest[:, top_k - 1 : top_k]
+        # Where all that are sorted are as likely as the k-th, there may be more of them.
+        known = ~left[:, -1] | complete
+        whole = scaled.masked_fill(~left, -torch.inf).logsumexp(1)
+    else:
+        whole = (logits / temperature[:, None].to(logits.dtype)).logsumexp(1).double()
+    if top_p < 1:
+        share = (scaled - whole[:, None]).exp().masked_fill(~left, 0.0)
+        left = left & (share.cumsum(1) - share < top_p)
+    # Where the last that is sorted is left, what is not sorted may be left as well.
+    return left.sum(1).clamp(min=1), known & (~left[:, -1] | complete)
+
+
+def every_logprob(logits: Float[Tensor, "N V"], decoding: Decoding) -> Float64[Tensor, "N V"]:
+    """The ln of the probability with which a decoding draws each token: `decoding_logprob` of all V at once."""
+    exact = logits if logits.dtype == torch.float64 else logits.float()
+    # At any temperature the one token that greedy decoding leaves is the likeliest, the first of several.
+    greedy = decoding.temperature == 0
+    heat = exact.new_full((len(exact),), 1.0 if greedy else decoding.temperature, dtype=torch.float64)
+    left = exact == exact.amax(1, keepdim=True) if greedy else kept(exact, heat, decoding.top_k, decoding.top_p)
+    if greedy:
+        left &= left.cumsum(1) == 1
+    return torch.log_softmax((exact.double() / heat[:, None]).masked_fill(~left, -torch.inf), dim=1)

@@ -175,9 +175,14 @@ class Serializer:
         target = [bool(counts[stop] > counts[start]) for start, stop in offsets]
         return self._frame(record, ids, target, "\n".join(text[a:b] for a, b in spans))
 
+    def leading(self, ids: Sequence[int]) -> int:
+        """How many tokens stand before those of a text that begins with `ids`: 1, or 0 where it has its own first."""
+        first = self.tokenizer.bos_token_id
+        return int(first is not None and (not ids or ids[0] != first))
+
     def _frame(self, record: Record, ids: list[int], target: list[bool], text: str) -> Tokens:
         first, last = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        if first is not None and (not ids or ids[0] != first):
+        if self.leading(ids):
             ids, target = [first, *ids], [False, *target]
         if last is not None and (not ids or ids[-1] != last):
             ids, target = [*ids, last], [*target, True]

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from sordino.decoding import Decoding, decoding_logprob
-from sordino.generate.drawing import draw, kept
+from sordino.decoding import Decoding, decoding_logprob, kept
+from sordino.generate.drawing import draw
 
 GRID = [
     Decoding(temperature=t, top_k=k, top_p=p)

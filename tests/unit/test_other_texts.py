@@ -91,7 +91,8 @@ def test_a_second_audit_runs_no_model(run, context, pair, monkeypatch):
     monkeypatch.setattr("sordino.model.restore", never)
     monkeypatch.setattr("sordino.model.load", never)
     other = context_of(run)
-    again = given(other, {"neighbours", "self_prompt", "prefixes", "member_prefixes", "known"})
+    wanted = {name for attack in NAMES for name in find("membership", attack).inputs}
+    again = given(other, wanted)
     assert other.collector.forwards == 0
     for first, second in zip(pair, again, strict=True):
         for name, rows in first.measured.items():

@@ -78,7 +78,7 @@ def find_place(record: Record, span: tuple[int, int], serializer: Serializer, pr
     whole, template = serializer.encode(record).ids, serializer.templated(record)
     split = partial(serializer.tokenize, template=template)
     ids, spans = split(text[:stop])
-    begin = int(whole[0] == serializer.tokenizer.bos_token_id and ids[:1] != whole[:1].tolist())
+    begin = serializer.leading(ids)
     end = begin + len(ids)
     if end > min(len(whole), serializer.max_length):
         message = f"The secret at {where} ends {end} tokens into it; the limit is {serializer.max_length}."

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Int, Int64
@@ -15,9 +16,11 @@ from sordino.attacks.membership.zlib import zlib
 from sordino.attacks.passages import SHORTEST
 from sordino.attacks.words import words
 from sordino.errors import AuditError
-from sordino.matching import SuffixIndex, Symbols
 from sordino.signals import Scores, Signals
 from sordino.stats import Interval, clopper_pearson
+
+if TYPE_CHECKING:  # Numba is loaded where texts are matched, not where attacks are listed
+    from sordino.matching import SuffixIndex, Symbols
 
 __all__ = ["RANKINGS", "Runs", "distinct", "precision_at", "precisions", "ranked", "run_length", "runs", "window"]
 
@@ -117,7 +120,7 @@ class Runs:
     least: int
 
 
-def runs(texts: Sequence[Symbols], members: SuffixIndex, others: SuffixIndex, least: int) -> Runs:
+def runs(texts: "Sequence[Symbols]", members: "SuffixIndex", others: "SuffixIndex", least: int) -> Runs:
     """Find what `texts` (tokens) repeat of training records and of held-out ones, in runs of `least` ≥ 1 tokens."""
     if least < 1:
         raise AuditError(f"A run of {least} tokens is in every text.", "Ask for runs of at least 1 token.")

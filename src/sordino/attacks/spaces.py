@@ -64,7 +64,7 @@ def secret_space(record: Record, canary: Canary, serializer: Serializer) -> Spac
     upto = split(text[:stop])
     # Tokens that touch the secret are the candidate; those before it are the context.
     shared = sum(end <= start for _, end in upto[1])
-    first = int(whole.ids[0] == serializer.tokenizer.bos_token_id and upto[0][0] != whole.ids[0])
+    first = serializer.leading(upto[0])
     if whole.ids[first : first + len(upto[0])].tolist() != upto[0]:
         message = f"The tokenizer splits the secret of {canary.id} differently when text follows it."
         raise AuditError(message, "Put a space or a full stop after {secret} in canaries.templates.")

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from sordino import stats
-from sordino.attacks.base import Windows, discover, offered
+from sordino.attacks.base import Windows, offered
+from sordino.attacks.extraction.prefix import prefix
+from sordino.attacks.extraction.sampling import sampling
 from sordino.attacks.mentions import Mention, mentions
 from sordino.audit.collecting import Collector, Ticker
 from sordino.audit.inputs import Context, lacking, provide
+from sordino.audit.queried import expected, out
 from sordino.audit.written import Written
 from sordino.errors import AuditError
 from sordino.evidence import digest
@@ -27,8 +29,6 @@ from sordino.serialize import TARGETS, Serializer
 from sordino.signals import Signals
 
 __all__ = ["person"]
-
-_LN10 = float(np.log(10))
 
 
 def person(
@@ -84,9 +84,9 @@ def _report(
                 p_value=judged.get(example.record.id),
                 verbatim=repeats.get(number, False),
                 base_verbatim=before is not None and number in set(before.record.tolist()),
-                queries=_log10(odds[number]),
-                base_queries=None if base_odds is None else _log10(base_odds[number]),
-                out=_out(odds[number], limit),
+                queries=expected(odds[number]),
+                base_queries=None if base_odds is None else expected(base_odds[number]),
+                out=bool(out(odds[number], limit.limit, limit.chance)),
                 entities=entities,
             )
         )
@@ -108,17 +108,15 @@ def _report(
 
 
 def _windows(signals: Signals, plan: AuditPlan) -> Windows:
-    attack = discover("extraction")["prefix"]
-    found: Windows = attack(
-        offered(attack, signals), prefix_tokens=plan.prefix_tokens, suffix_tokens=plan.suffix_tokens
+    found: Windows = prefix(
+        offered(prefix, signals), prefix_tokens=plan.prefix_tokens, suffix_tokens=plan.suffix_tokens
     )
     return found
 
 
 def _odds(signals: Signals, plan: AuditPlan) -> np.ndarray:
     """The ln of the probability that one query gives each record's likeliest passage, under the first decoding."""
-    attack = discover("extraction")["sampling"]
-    odds = attack(offered(attack, signals), prefix_tokens=plan.prefix_tokens, suffix_tokens=plan.suffix_tokens)
+    odds = sampling(offered(sampling, signals), prefix_tokens=plan.prefix_tokens, suffix_tokens=plan.suffix_tokens)
     first: np.ndarray = odds.logprob[:, 0]
     return first
 
@@ -155,9 +153,9 @@ def _entities(
                 kind=mention.kind,
                 masked=mask(mention.value, mention.kind),
                 trained=tuned is not None,
-                queries=None if tuned is None else _log10(tuned),
-                base_queries=None if base is None else _log10(base),
-                out=tuned is not None and _out(tuned, limit),
+                queries=None if tuned is None else expected(tuned),
+                base_queries=None if base is None else expected(base),
+                out=tuned is not None and bool(out(tuned, limit.limit, limit.chance)),
             )
         )
         values.append({"kind": mention.kind, "value": mention.value})
@@ -173,8 +171,7 @@ def _positions(serializer: Serializer, mention: Mention) -> tuple[int, int]:
     place = sum(m.role in TARGETS for m in record.messages[: mention.span.message])
     start, stop = (targets[place][0] + edge for edge in (mention.span.start, mention.span.stop))
     ids, offsets = serializer.tokenize(text, template=serializer.templated(record))
-    whole = serializer.encode(record).ids
-    begin = int(whole[0] == serializer.tokenizer.bos_token_id and ids[:1] != whole[:1].tolist())
+    begin = serializer.leading(ids)
     inside = [i for i, (a, b) in enumerate(offsets) if a < stop and b > start]
     return (begin + inside[0], begin + inside[-1] + 1) if inside else (0, 0)
 
@@ -187,12 +184,4 @@ def _value(signals: Signals, number: int, place: tuple[int, int]) -> float | Non
     chosen = (position >= place[0]) & (position < place[1])
     if place[0] == place[1] or int(chosen.sum()) != place[1] - place[0]:
         return None
-    return float(np.asarray(signals.sampled.logprob[rows], dtype=np.float64)[chosen, 0].sum())
-
-
-def _log10(log_p: float) -> float | None:
-    return float(0.0 - log_p / _LN10) if np.isfinite(log_p) else None
-
-
-def _out(log_p: float, limit: SamplingPlan) -> bool:
-    return bool(stats.within(min(log_p, 0.0), limit.limit) >= limit.chance)
+    return min(0.0, float(np.asarray(signals.sampled.logprob[rows], dtype=np.float64)[chosen, 0].sum()))

@@ -12,7 +12,7 @@ from sordino.audit.inputs import Pair
 from sordino.audit.judging import Judge
 from sordino.results import Attempt, AuditPlan, Decoding, Effort, Estimate, SamplingPlan
 
-__all__ = ["Queried", "queried"]
+__all__ = ["Queried", "expected", "out", "queried"]
 
 _LN10 = float(np.log(10))
 
@@ -35,10 +35,10 @@ class Queried:
         return {
             "records": list(records),
             "decodings": [str(d) for d in self.decodings],
-            "log10_queries": [[_expected(x) for x in row] for row in self.tuned.logprob.tolist()],
+            "log10_queries": [[expected(x) for x in row] for row in self.tuned.logprob.tolist()],
             "base_log10_queries": None
             if self.base is None
-            else [[_expected(x) for x in row] for row in self.base.logprob.tolist()],
+            else [[expected(x) for x in row] for row in self.base.logprob.tolist()],
             "passage": np.stack([self.tuned.start, self.tuned.stop], axis=-1).tolist(),
         }
 
@@ -69,8 +69,8 @@ def queried(attack: Attack, pair: Pair, judge: Judge, plan: AuditPlan) -> Querie
         paper=attack.paper,
         access=attack.access,
         parameters={**attack.parameters, **wanted, **first},
-        estimates=judge.shares(_out(tuned, 0, grid.limit, grid.chance), possible),
-        control={} if base is None else judge.shares(_out(base, 0, grid.limit, grid.chance), possible),
+        estimates=judge.shares(out(tuned.logprob[:, 0], grid.limit, grid.chance), possible),
+        control={} if base is None else judge.shares(out(base.logprob[:, 0], grid.limit, grid.chance), possible),
         p_value=None,
         records=int(possible.sum()),
         coins=judge.coins(possible),
@@ -80,10 +80,9 @@ def queried(attack: Attack, pair: Pair, judge: Judge, plan: AuditPlan) -> Querie
     return Queried(attempt=attempt, effort=effort, decodings=decodings, tuned=tuned, base=base)
 
 
-def _out(odds: Odds, column: int, queries: int, chance: float) -> np.ndarray:
-    """Which records come out within so many queries."""
-    found: np.ndarray = stats.within(odds.logprob[:, column], queries) >= chance
-    return found
+def out(log_p: np.ndarray | float, queries: int, chance: float) -> np.ndarray:
+    """Whether so many queries give, with probability `chance` or more, what one gives with e^`log_p`."""
+    return np.asarray(stats.within(log_p, queries) >= chance)
 
 
 def _effort(
@@ -93,7 +92,7 @@ def _effort(
     inside, outside = ((tuned.tried > 0) & side for side in (judge.evidence.member, ~judge.evidence.member))
 
     def row(odds: Odds, side: np.ndarray) -> tuple[Estimate, ...]:
-        return tuple(judge.share(_out(odds, column, n, grid.chance), side) for n in grid.queries)
+        return tuple(judge.share(out(odds.logprob[:, column], n, grid.chance), side) for n in grid.queries)
 
     own = 0.0 - tuned.logprob[inside, column] / _LN10
     return Effort(
@@ -112,6 +111,6 @@ def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _expected(log_p: float) -> float | None:
-    """log10 of 1/p: how many queries it takes on average."""
+def expected(log_p: float) -> float | None:
+    """log10 of 1/p: how many queries it takes on average; None where it never comes."""
     return _finite(0.0 - log_p / _LN10)

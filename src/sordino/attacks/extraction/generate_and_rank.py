@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sordino.decoding import Decoding
     from sordino.model import Model
 
-__all__ = ["Draw", "Drawn", "Ranked", "Wanted", "decaying", "generate_and_rank", "prompts"]
+__all__ = ["Draw", "Drawn", "Ranked", "Wanted", "generate_and_rank", "prompts"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +67,6 @@ class Ranked:
     dropped: int
 
 
-def decaying(start: float, stop: float, steps: int, top_k: int | None) -> "tuple[Decoding, ...]":
-    """Temperatures that fall in equal steps from `start` to `stop` over the first `steps` tokens, and stay there."""
-    from sordino.decoding import Decoding
-
-    return tuple(Decoding(temperature=float(t), top_k=top_k) for t in np.linspace(start, stop, steps + 1))
-
-
 def prompts(
     model: "Model", snippets: Sequence[str], *, count: int, length: int, top_k: int | None, seed: int
 ) -> list[Wanted]:
@@ -83,6 +76,7 @@ def prompts(
     is left out. Raises `AuditError` where the tokenizer has no token to begin with.
     """
     from sordino.decoding import Decoding
+    from sordino.generate import decaying
 
     tokenizer = model.tokenizer
     begin = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
@@ -90,7 +84,7 @@ def prompts(
         message = "The tokenizer has neither a beginning token nor an end token to draw a text from."
         raise AuditError(message, "Give it a bos_token.")
     empty, plain = np.array([begin], dtype=np.int32), (Decoding(top_k=top_k),)
-    asked = [("empty", empty, plain)] * count + [("decaying", empty, decaying(10.0, 1.0, 20, top_k))] * count
+    asked = [("empty", empty, plain)] * count + [("decaying", empty, decaying(top_k=top_k))] * count
     rng = np.random.default_rng(seed)
     encoded = [tokenizer(s, add_special_tokens=False, verbose=False)["input_ids"] for s in snippets]
     for number in range(count if snippets else 0):
