@@ -101,6 +101,16 @@ class Continuation:
             out[mine] = after[rows, columns].cpu().numpy()
         return out
 
+    def every(self, paths: Int[np.ndarray, "paths depth"]) -> Float[torch.Tensor, "paths V"]:
+        """Log-probabilities, in nats, of every token after the prefix and each of `paths`, in any order."""
+        if paths.shape[1] == 0:
+            return self.first.expand(len(paths), -1)
+        order = np.lexsort(paths.T[::-1])
+        piece = paths[order]
+        shares = self.shares and not self._windowed(paths.shape[1])
+        found = self._after(piece) if shares else self._whole(piece)
+        return found[torch.from_numpy(np.argsort(order)).to(self.device)]
+
     def _agrees(self) -> bool:
         """Whether a small tree gives what its paths give when they are read whole."""
         if self.cache is None or self._windowed(3):

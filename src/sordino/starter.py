@@ -113,6 +113,10 @@ audit:               # fixed before training, so that nothing can be chosen by w
     texts: 256       # written from nothing, and searched
     text_tokens: 128
     regions: [US]    # countries whose telephone numbers need no country code
+  near_bound:        # for --suite all: passages that sampling gives but for some tokens, at least how likely
+    records: 50      # searched around, trained on and as many not
+    beam: 16
+    distance: 0.1    # share of a passage's tokens that may differ
   inputs:            # what attacks may use besides; these and the suite may also be chosen at the audit
     known: 500       # records of which the adversary knows, on each side; none of them is judged
     shadows: 16      # shadow models

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sordino.attacks.base import SUITES, Attack, Suite, discover, find
+from sordino.audit import asking
 from sordino.audit.inputs import Context, lacking
 from sordino.audit.personal_attacks import PERSONAL
 from sordino.audit.subjects import Subject
@@ -19,10 +20,11 @@ _TEXT = frozenset({"samples"})
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """The attacks to carry out, and in words those that are not."""
+    """The attacks to carry out, and in words those that are not; `asking` and `personal` are on models."""
 
     membership: Mapping[str, Attack]
     extraction: Mapping[str, Attack]
+    asking: Mapping[str, Attack]
     personal: Mapping[str, Attack]
     left_out: tuple[str, ...]
 
@@ -50,10 +52,13 @@ def choose(names: Sequence[str], context: Context) -> Chosen:
     suite = {n for n, a in known.items() if SUITES.index(_suite(a, subject)) <= SUITES.index(plan.suite)}
     wanted = {n: a for n, a in known.items() if n in (asked if names else asked | suite)}
     windowed = {n: a for n, a in discover("extraction").items() if a.on == "signals" and subject.task in a.tasks}
-    asking = {n: a for n, a in discover("extraction").items() if n in PERSONAL and subject.task in a.tasks}
-    larger = {n for n, a in asking.items() if SUITES.index(a.suite) > SUITES.index(plan.suite)}
+    here = asking.names()
+    asked_models = {
+        n: a for n, a in discover("extraction").items() if n in (*PERSONAL, *here) and subject.task in a.tasks
+    }
+    larger = {n for n, a in asked_models.items() if SUITES.index(a.suite) > SUITES.index(plan.suite)}
     missing = {n: why for n, a in (known | windowed).items() if (why := _lacking(a, context))}
-    missing |= {n: why for n in asking if n not in larger and (why := _lacking_models(subject))}
+    missing |= {n: why for n in asked_models if n not in larger and (why := _lacking_models(n, context))}
     for name in names:
         if name in missing:
             hint = (
@@ -67,17 +72,18 @@ def choose(names: Sequence[str], context: Context) -> Chosen:
         membership = {n: a for n, a in membership.items() if n not in few}
     if not membership:
         raise AuditError("No membership attack can be carried out with this access.", _HINT)
-    lacked = {n: why for n, why in missing.items() if n in wanted or n in windowed or n in asking}
+    lacked = {n: why for n, why in missing.items() if n in wanted or n in windowed or n in asked_models}
     # What a larger suite would have is named even where it would lack something: it then says what.
     served = isinstance(subject, Written)
     later = [n for n in known if n not in wanted and not (served and n in missing)] if not names else []
     return Chosen(
         membership=membership,
         extraction={n: a for n, a in windowed.items() if n not in missing},
-        personal={n: a for n, a in asking.items() if n not in missing and n not in larger},
+        asking={n: a for n, a in asked_models.items() if n in here and n not in missing and n not in larger},
+        personal={n: a for n, a in asked_models.items() if n in PERSONAL and n not in missing and n not in larger},
         left_out=(
-            *_left_out(lacked, {**known, **windowed, **asking}, subject),
-            *_dearer([*later, *(() if served else sorted(larger))], {**known, **asking}),
+            *_left_out(lacked, {**known, **windowed, **asked_models}, subject),
+            *_dearer([*later, *(() if served else sorted(larger))], {**known, **asked_models}),
         ),
     )
 
@@ -108,8 +114,11 @@ def _left_out(lacked: Mapping[str, str], known: Mapping[str, Attack], subject: S
     return tuple(f"The attack {n}: it needs {why}." for n, why in lacked.items() if known[n].needs != _TEXT)
 
 
-def _lacking_models(subject: Subject | Written) -> str:
-    """What is missing to ask a model and its untuned base, both here, in words."""
+def _lacking_models(name: str, context: Context) -> str:
+    """What is missing to ask the models themselves, in words: personal data wants the untuned base as well."""
+    if name not in PERSONAL:
+        return asking.lacking(name, context)
+    subject = context.collector.subject
     if not has_weights(subject, "tuned"):
         return "the model's weights"
     return "" if subject.has_base and has_weights(subject, "base") else "the untuned base model"

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from sordino.audit.asking import carry_out
 from sordino.audit.choosing import Chosen
 from sordino.audit.evaluate import Evidence
 from sordino.audit.extracted import attempt
@@ -26,7 +27,7 @@ class Extracted:
 def extract(context: Context, chosen: Chosen, pair: Pair, evidence: Evidence) -> Extracted:
     """Carry out the `chosen` attacks and keep passages, queries a record and rows a person in private/."""
     run, plan, attacks = context.collector.run, context.plan, chosen.extraction
-    judge = Judge.of(evidence, plan.confidence, len(attacks))
+    judge = Judge.of(evidence, plan.confidence, len(attacks) + len(chosen.asking))
     with context.timed("extraction"):
         drawn = [queried(a, pair, judge, plan) for a in attacks.values() if "drawn" in a.inputs]
         rest = [a for a in attacks.values() if "drawn" not in a.inputs]
@@ -35,10 +36,14 @@ def extract(context: Context, chosen: Chosen, pair: Pair, evidence: Evidence) ->
         run.write_private(f"{one.attempt.name}.json", encode(one.rows(pair[0].record_ids)))
     run.write_private("passages.json", encode([p for _, passages in pulled for p in passages]))
     found = {a.name: a for a in (*(a for a, _ in pulled), *(one.attempt for one in drawn))}
+    asked = []
+    for attack in chosen.asking.values():
+        with context.timed(attack.name):
+            asked.append(carry_out(context, attack, pair, judge))
     named, people = personal(context, list(chosen.personal.values()), evidence)
     run.write_private("personal.json", encode(people))
     return Extracted(
-        attempts=tuple(found[name] for name in attacks),
+        attempts=(*(found[name] for name in attacks), *asked),
         effort=tuple(row for one in drawn for row in one.effort),
         personal=named,
     )

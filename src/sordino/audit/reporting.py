@@ -24,7 +24,7 @@ def known_metrics(chosen: Chosen, plan: AuditPlan, collector: Collector) -> list
     """The names of all figures that an audit of the `chosen` attacks can have, which requirements may use."""
     rates = ["auc", *(f"tpr@{f:g}fpr" for f in plan.fpr)]
     owners = ["membership", *(f"membership.{n}" for n in chosen.membership)]
-    shares = [f"extraction.{n}.{k}" for n in chosen.extraction for k in ("rate", "excess")]
+    shares = [f"extraction.{n}.{k}" for n in (*chosen.extraction, *chosen.asking) for k in ("rate", "excess")]
     known = [f"{o}.{r}" for o in owners for r in rates] + shares + [f"membership.{IDENTIFIED}"]
     if not isinstance(collector.subject, Trained):
         return [*known, "membership.delta_auc"]

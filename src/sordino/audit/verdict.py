@@ -79,7 +79,7 @@ def _extraction_words(attempt: Attempt) -> str:
 
 
 def _wording(attempt: Attempt) -> str:
-    return "nearly word for word" if attempt.name == "near" else "word for word"
+    return "nearly word for word" if attempt.name in ("near", "near_bound") else "word for word"
 
 
 _ASKED = {

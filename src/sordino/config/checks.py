@@ -8,7 +8,7 @@ from typing import Any
 from sordino.canaries.designs import FROM_DATA
 from sordino.config.schema import DPConfig, MethodConfig, RunConfig
 from sordino.errors import ConfigError
-from sordino.results import InputPlan, PersonalPlan, SamplingPlan
+from sordino.results import InputPlan, NearBoundPlan, PersonalPlan, SamplingPlan
 
 __all__ = ["check_dp", "check_inputs", "check_method", "check_target", "check_values"]
 
@@ -157,6 +157,7 @@ def check_values(config: RunConfig) -> None:
     check_inputs(audit.inputs)
     _check_sampling(audit.sampling)
     _check_personal(audit.personal)
+    _check_near_bound(audit.near_bound)
     check_method(method)
 
 
@@ -185,6 +186,18 @@ def _check_personal(plan: PersonalPlan) -> None:
     for key, value, least in rules:
         if value < least:
             raise ConfigError(f"audit.personal.{key} is {value}.", f"Allowed: at least {least}.")
+
+
+def _check_near_bound(plan: NearBoundPlan) -> None:
+    """Raises `ConfigError` for a search that cannot be meant."""
+    rules: tuple[tuple[str, Any, bool, str], ...] = (
+        ("records", plan.records, plan.records >= 1, "at least 1"),
+        ("beam", plan.beam, 1 <= plan.beam <= 4096, "1 to 4096 paths"),
+        ("distance", plan.distance, 0 < plan.distance < 1, "a share of the tokens, above 0 and below 1"),
+    )
+    for key, value, good, allowed in rules:
+        if not good:
+            raise ConfigError(f"audit.near_bound.{key} is {value!r}.", f"Allowed: {allowed}.")
 
 
 def _check_sampling(plan: SamplingPlan) -> None:

@@ -18,7 +18,7 @@ from sordino.results.findings import (
     Requirement,
     Verdict,
 )
-from sordino.results.plans import AuditPlan, Decoding, InputPlan, PersonalPlan, SamplingPlan
+from sordino.results.plans import AuditPlan, Decoding, InputPlan, NearBoundPlan, PersonalPlan, SamplingPlan
 from sordino.results.reports import AuditReport, EntityRow, PersonReport, PersonRow, PromptReport
 from sordino.results.values import SCHEMA, UNBOUNDED, Estimate, Notice, decode, encode
 
@@ -39,6 +39,7 @@ __all__ = [
     "InputPlan",
     "MemorisationLevel",
     "MemorisationPoint",
+    "NearBoundPlan",
     "Notice",
     "PersonReport",
     "PersonRow",

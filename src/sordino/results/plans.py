@@ -5,7 +5,7 @@ from typing import Literal
 
 from sordino.errors import ConfigError
 
-__all__ = ["AuditPlan", "Decoding", "InputPlan", "PersonalPlan", "SamplingPlan"]
+__all__ = ["AuditPlan", "Decoding", "InputPlan", "NearBoundPlan", "PersonalPlan", "SamplingPlan"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +74,18 @@ class PersonalPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NearBoundPlan:
+    """The budget of `near_bound`: around one passage of at most `records` on either side it searches with a `beam`.
+
+    `distance` is how far a text may be from the passage: a share of its tokens, at least one.
+    """
+
+    records: int = 50
+    beam: int = 16
+    distance: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
 class InputPlan:
     """What attacks may use beyond the model's and its base's statistics of each record.
 
@@ -106,11 +118,10 @@ class AuditPlan:
     guesses (half as members, half as not);
     `confidence` of every interval; `delta` of ε̂; `shuffles` of every permutation test;
     `prefix_tokens` and `suffix_tokens` the window of discoverable extraction; `token_forwards`
-    what one canary's exact rank may cost; `sampling` the grid of extraction by sampling, `personal` the
-    budget of attacks on personal data; `require` the
-    requirements the audit is judged by; `suite` which attacks are made ("quick", "full" or "all") and `inputs`
-    what they may use: these two alone may be chosen anew when an audit is made, for all attacks that are made
-    are paid for.
+    what one canary's exact rank may cost; `sampling` the grid of extraction by sampling, `personal` and
+    `near_bound` budgets of attacks; `require` the requirements the audit is judged by; `suite` which attacks are
+    made ("quick", "full" or "all") and `inputs` what they may use: these two alone may be chosen anew when an audit
+    is made, for all attacks that are made are paid for.
     """
 
     headline: str = "reference"
@@ -128,3 +139,4 @@ class AuditPlan:
     inputs: InputPlan = InputPlan()
     sampling: SamplingPlan = SamplingPlan()
     personal: PersonalPlan = PersonalPlan()
+    near_bound: NearBoundPlan = NearBoundPlan()

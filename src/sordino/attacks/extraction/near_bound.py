@@ -155,7 +155,13 @@ def beam_search(
     )
 
 
-@extraction(paper="Cooper et al. 2026, arXiv:2603.24917; Hayes et al. 2025, arXiv:2410.19482", on="model")
+@extraction(
+    paper="Cooper et al. 2026, arXiv:2603.24917; Hayes et al. 2025, arXiv:2410.19482",
+    access="log-probabilities",
+    cost="up to 2 · beam · suffix_tokens paths a record asked about (audit.near_bound)",
+    suite="all",
+    on="model",
+)
 def near_bound(
     model: "Model",
     prefix: Int[np.ndarray, " P"],
@@ -172,21 +178,17 @@ def near_bound(
     makes the bound grow with `beam`. Raises `AuditError` for an empty prefix or suffix, or a beam or distance that
     cannot be meant.
     """
-    import torch
-
+    from sordino.continuation import Continuation
     from sordino.decoding import every_logprob
 
     if not len(prefix) or not len(suffix) or distance < 0 or beam < 1:
         message = f"No bound can be had of {len(suffix)} tokens after {len(prefix)}, distance {distance}, beam {beam}."
         raise AuditError(message, "Give a prefix and a suffix, a distance of 0 or more, and a beam of 1 or more.")
-    before = torch.from_numpy(np.asarray(prefix, dtype=np.int64))[None].to(model.device)
     with model.active() as module:
+        after = Continuation(module, np.asarray(prefix), model.device)
 
         def following(paths: np.ndarray) -> np.ndarray:
-            ids = torch.cat([before.expand(len(paths), -1), torch.from_numpy(paths).to(model.device)], dim=1)
-            found: np.ndarray = (
-                every_logprob(module(input_ids=ids, use_cache=False).logits[:, -1], decoding).cpu().numpy()
-            )
+            found: np.ndarray = every_logprob(after.every(paths), decoding).cpu().numpy()
             return found
 
         return beam_search(following, suffix, distance=distance, beam=beam)
