@@ -32,6 +32,7 @@ def lacking(context: Context) -> str:
 class Bound(msgspec.Struct, frozen=True, kw_only=True):
     """Of one record's passage: ln p of the passage itself and of all that was found near it; None stands for −∞."""
 
+    record_id: str
     verbatim: float | None
     lower: float | None
     complete: bool
@@ -133,9 +134,10 @@ def _bounds(context: Context, attack: Attack, signals: Signals, chosen: np.ndarr
                 )  # fmt: skip
                 made.append(
                     Bound(
-                        verbatim=_log(one.verbatim), lower=_log(one.lower), complete=one.complete, forwards=one.forwards
+                        record_id=example.record.id, verbatim=_log(one.verbatim), lower=_log(one.lower),
+                        complete=one.complete, forwards=one.forwards,
                     )
-                )
+                )  # fmt: skip
             collector.forwards += 1
             collector.run.write_private(path, encode(made))
         tick(len(part))
