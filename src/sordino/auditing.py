@@ -204,7 +204,10 @@ def _audit(run: Run, require: Sequence[str], attacks: Sequence[str], plan: Audit
     from sordino.results import encode
 
     with display() as shown:
-        report = audit(run, require=require, attacks=attacks, suite=plan.suite, inputs=plan.inputs, ticker=shown.task)
+        report = audit(
+            run, require=require, attacks=attacks, suite=plan.suite, inputs=plan.inputs, secrets=plan.secrets,
+            ticker=shown.task,
+        )  # fmt: skip
     if as_json:
         sys.stdout.write(encode(report).decode())
     else:

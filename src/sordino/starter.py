@@ -117,7 +117,8 @@ audit:               # fixed before training, so that nothing can be chosen by w
     records: 50      # searched around, trained on and as many not
     beam: 16
     distance: 0.1    # share of a passage's tokens that may differ
-  inputs:            # what attacks may use besides; these and the suite may also be chosen at the audit
+  secrets: []        # of formats you know: [{{kind: PIN, format: "[0-9]{{4}}"}}]; see docs/extraction.md
+  inputs:            # what attacks may use besides; these, the suite and secrets may also be chosen at the audit
     known: 500       # records of which the adversary knows, on each side; none of them is judged
     shadows: 16      # shadow models
     shadow_kind: auto # same (as the target was trained), lora (adapters in place of full weights); auto: same

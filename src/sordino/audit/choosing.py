@@ -20,13 +20,17 @@ _TEXT = frozenset({"samples"})
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """The attacks to carry out, and in words those that are not; `asking` and `personal` are on models."""
+    """The attacks to carry out, whether `secrets` of the plan are ranked, and in words what is not made.
+
+    Those `asking` and `personal` are on models.
+    """
 
     membership: Mapping[str, Attack]
     extraction: Mapping[str, Attack]
     asking: Mapping[str, Attack]
     personal: Mapping[str, Attack]
     left_out: tuple[str, ...]
+    secrets: bool = False
 
     @property
     def scoring(self) -> dict[str, Attack]:
@@ -76,13 +80,16 @@ def choose(names: Sequence[str], context: Context) -> Chosen:
     # What a larger suite would have is named even where it would lack something: it then says what.
     served = isinstance(subject, Written)
     later = [n for n in known if n not in wanted and not (served and n in missing)] if not names else []
+    rankless = _rankless(context) if plan.secrets else ""
     return Chosen(
         membership=membership,
+        secrets=bool(plan.secrets) and not rankless,
         extraction={n: a for n, a in windowed.items() if n not in missing},
         asking={n: a for n, a in asked_models.items() if n in here and n not in missing and n not in larger},
         personal={n: a for n, a in asked_models.items() if n in PERSONAL and n not in missing and n not in larger},
         left_out=(
             *_left_out(lacked, {**known, **windowed, **asked_models}, subject),
+            *([f"The exposure of secrets (audit.secrets): it needs {rankless}."] if rankless else []),
             *_dearer([*later, *(() if served else sorted(larger))], {**known, **asked_models}),
         ),
     )
@@ -122,6 +129,12 @@ def _lacking_models(name: str, context: Context) -> str:
     if not has_weights(subject, "tuned"):
         return "the model's weights"
     return "" if subject.has_base and has_weights(subject, "base") else "the untuned base model"
+
+
+def _rankless(context: Context) -> str:
+    """What is missing to rank the secrets of the plan under both models, in words."""
+    subject = context.collector.subject
+    return "a model that writes" if subject.task != "causal-lm" else _lacking_models(subject)
 
 
 def _served(attack: Attack, subject: Subject | Written) -> bool:

@@ -31,7 +31,7 @@ from sordino.records import Example, Split
 from sordino.records.columns import Rows
 from sordino.records.placed import where
 from sordino.records.store import load as load_split
-from sordino.results import AuditPlan, AuditReport, Estimate, Gate, InputPlan, encode
+from sordino.results import AuditPlan, AuditReport, Estimate, Gate, InputPlan, SecretPlan, encode
 from sordino.run import Run
 
 __all__ = ["audit", "audit_model"]
@@ -49,23 +49,29 @@ class _Seeds:
         return int(np.random.SeedSequence([abs(self.run), purpose]).generate_state(1)[0])
 
 
-def audit(
+def audit(  # noqa: PLR0913 - a run, and what may be chosen when it is audited
     run: Run,
     *,
     require: Sequence[str] = (),
     attacks: Sequence[str] = (),
     suite: Suite | None = None,
     inputs: InputPlan | None = None,
+    secrets: Sequence[SecretPlan] | None = None,
     ticker: Ticker = lambda name, total: lambda done: None,
 ) -> AuditReport:
     """Audit `run`, write audit.json and attacks/, and return the report.
 
     `require` adds requirements to those of the plan; `attacks` limits the membership attacks by name
-    (the pre-declared one is always among them), `suite` and `inputs` replace the plan's. What was computed
+    (the pre-declared one is always among them), `suite`, `inputs` and `secrets` replace the plan's. What was computed
     before is not computed again. Raises `AuditError` or `ConfigError` where that cannot be done as asked.
     """
     with run.lock():
-        return _audit(run, require, attacks, suite, inputs, ticker)
+        plan = run.card.plan
+        plan = replace(
+            plan, suite=suite or plan.suite, inputs=inputs or plan.inputs,
+            secrets=plan.secrets if secrets is None else tuple(secrets),
+        )  # fmt: skip
+        return _audit(run, require, attacks, plan, ticker)
 
 
 def audit_model(
@@ -94,16 +100,14 @@ def _audit(
     run: Run,
     require: Sequence[str],
     names: Sequence[str],
-    suite: Suite | None,
-    inputs: InputPlan | None,
+    plan: AuditPlan,
     ticker: Ticker,
 ) -> AuditReport:
     started = time.monotonic()
     collector = Collector(run, ticker)
     placed = load_split(run.records)
-    plan, seeds = _with_requirements(collector.card.plan, require), _Seeds(collector.card.seed)
+    plan, seeds = _with_requirements(plan, require), _Seeds(collector.card.seed)
     on_canaries, plan = plan.headline == "canaries", of_candidates(plan)
-    plan = replace(plan, suite=suite or plan.suite, inputs=inputs or plan.inputs)
     candidates = list(placed.candidates)
     if not candidates:
         message = f"{run.path} has no audit candidates: it was trained with split.candidates: 0."
@@ -147,6 +151,7 @@ def _audit(
     findings = replace(
         findings,
         personal=pulled.personal,
+        secrets=pulled.secrets,
         canaries=canary_levels(found, plan.confidence),
         canary_bound=coins.bound if coins else None,
         claim=claim,
@@ -165,6 +170,7 @@ def _audit(
         memorisation=memorisation(collector, plan.confidence),
         effort=pulled.effort,
         personal=pulled.personal,
+        secrets=pulled.secrets,
         seconds={**report.seconds, **context.seconds, "audit": round(time.monotonic() - started, 2)},
     )
     run.write_audit(report)

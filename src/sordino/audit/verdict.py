@@ -7,7 +7,7 @@ from typing import Literal
 from sordino.audit.claimed import Claimed
 from sordino.audit.identified import identified_words
 from sordino.records import unit_words
-from sordino.results import Attempt, CanaryLevel, Claim, Estimate, Gate, PersonalFinding, Verdict
+from sordino.results import Attempt, CanaryLevel, Claim, Estimate, Gate, PersonalFinding, SecretFinding, Verdict
 
 __all__ = [
     "Findings",
@@ -49,6 +49,7 @@ class Findings:
     claim: Claimed | None = None
     canary_bound: Estimate | None = None
     personal: Sequence[PersonalFinding] = ()
+    secrets: Sequence[SecretFinding] = ()
 
 
 def _times(share: float) -> str:
@@ -106,6 +107,22 @@ def _personal_words(one: PersonalFinding) -> str:
     )
 
 
+def _ranked(findings: Sequence[SecretFinding]) -> list[SecretFinding]:
+    """Those more exposed than records never trained on and than under the untuned model; the level pays for all."""
+    level = _LEVEL / max(1, len(findings))
+    return [one for one in findings if max(one.p_value, one.base_p_value) < level]
+
+
+def _secret_words(one: SecretFinding) -> str:
+    first = one.counts.get("first guesses", 0)
+    outright = f"; {first} of {one.counts['members']} are the model's very first guess" if first else ""
+    return (
+        f"Secrets of kind {one.kind} that were trained on have an exposure of {one.members.value or 0:.1f} of "
+        f"{one.bits:.1f} bits, against {one.base.value or 0:.1f} under the untuned base and "
+        f"{one.others.value or 0:.1f} of those never trained on{outright}."
+    )
+
+
 def _exposed(levels: Sequence[CanaryLevel]) -> CanaryLevel | None:
     """The least repeated level whose canaries are clearly more exposed than those left out."""
     for level in levels:
@@ -133,6 +150,7 @@ def _leaks(f: Findings) -> list[str]:
         reasons += filter(None, (_membership_words(f), identified_words(f.headline)))
     reasons += [_extraction_words(a) for a in f.extraction if a.estimates["excess"].low > 0]
     reasons += [_personal_words(one) for one in _told(f.personal)]
+    reasons += [_secret_words(one) for one in _ranked(f.secrets)]
     level = _exposed(f.canaries)
     if level is not None:
         reasons.append(_canary_words(level))
@@ -259,6 +277,15 @@ def claims(f: Findings) -> tuple[Claim, ...]:
                 status=_status(excess.low > 0, f.trained_here and excess.high < 0.01),  # type: ignore[arg-type]
             )
         )
+    leaked = {one.kind for one in _ranked(f.secrets)}
+    found += [
+        Claim(
+            statement=f"Secrets of kind {one.kind} stay secret.",
+            evidence=f"{_secret_words(one)} p = {one.p_value:.2g} and, against the base, {one.base_p_value:.2g}.",
+            status=_status(one.kind in leaked, False),  # type: ignore[arg-type]
+        )
+        for one in f.secrets
+    ]
     if f.canaries:
         level = _exposed(f.canaries)
         evidence = _canary_words(level) if level else f.gates["canaries"].finding

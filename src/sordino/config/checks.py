@@ -2,15 +2,17 @@
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 from sordino.canaries.designs import FROM_DATA
 from sordino.config.schema import DPConfig, MethodConfig, RunConfig
-from sordino.errors import ConfigError
-from sordino.results import InputPlan, NearBoundPlan, PersonalPlan, SamplingPlan
+from sordino.errors import ConfigError, DataError, first_line
+from sordino.pii import kind_of
+from sordino.results import InputPlan, NearBoundPlan, PersonalPlan, SamplingPlan, SecretPlan
 
-__all__ = ["check_dp", "check_inputs", "check_method", "check_target", "check_values"]
+__all__ = ["check_dp", "check_inputs", "check_method", "check_secrets", "check_target", "check_values"]
 
 _NAME = re.compile(r"[\w-]+")
 # Which methods use a key of MethodConfig.
@@ -158,6 +160,7 @@ def check_values(config: RunConfig) -> None:
     _check_sampling(audit.sampling)
     _check_personal(audit.personal)
     _check_near_bound(audit.near_bound)
+    check_secrets(audit.secrets)
     check_method(method)
 
 
@@ -198,6 +201,30 @@ def _check_near_bound(plan: NearBoundPlan) -> None:
     for key, value, good, allowed in rules:
         if not good:
             raise ConfigError(f"audit.near_bound.{key} is {value!r}.", f"Allowed: {allowed}.")
+
+
+def check_secrets(plans: Sequence[SecretPlan]) -> None:
+    """Raises `ConfigError` for secrets that cannot be looked for; formats are read where they are used."""
+    seen = set[str]()
+    for number, plan in enumerate(plans):
+        name = f"audit.secrets[{number}]"
+        try:
+            kind = kind_of(plan.kind)
+        except DataError as error:
+            raise ConfigError(f"{name}.kind: {error.message}", error.hint) from None
+        if kind in seen:
+            raise ConfigError(f"{name}.kind is {kind}, which is there already.", "Give each kind once: (a|b) is both.")
+        seen.add(kind)
+        if plan.records < 1:
+            raise ConfigError(f"{name}.records is {plan.records}.", "Allowed: at least 1.")
+        try:
+            groups = re.compile(plan.pattern or "").groups
+        except re.error as error:
+            message = f"{name}.pattern is {plan.pattern!r}: {first_line(error)}."
+            raise ConfigError(message, "Give a regular expression of Python.") from None
+        if groups > 1:
+            message = f"{name}.pattern is {plan.pattern!r}, with {groups} groups."
+            raise ConfigError(message, "Put the secret alone into (…), and all else into (?:…).")
 
 
 def _check_sampling(plan: SamplingPlan) -> None:

@@ -16,9 +16,10 @@ from sordino.results.findings import (
     MemorisationPoint,
     PersonalFinding,
     Requirement,
+    SecretFinding,
     Verdict,
 )
-from sordino.results.plans import AuditPlan, Decoding, InputPlan, NearBoundPlan, PersonalPlan, SamplingPlan
+from sordino.results.plans import AuditPlan, Decoding, InputPlan, NearBoundPlan, PersonalPlan, SamplingPlan, SecretPlan
 from sordino.results.reports import AuditReport, EntityRow, PersonReport, PersonRow, PromptReport
 from sordino.results.values import SCHEMA, UNBOUNDED, Estimate, Notice, decode, encode
 
@@ -49,6 +50,8 @@ __all__ = [
     "Requirement",
     "RunCard",
     "SamplingPlan",
+    "SecretFinding",
+    "SecretPlan",
     "Verdict",
     "decode",
     "encode",

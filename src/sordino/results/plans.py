@@ -1,11 +1,12 @@
 """What is fixed before training: the plan of an audit and its budgets."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from sordino.errors import ConfigError
 
-__all__ = ["AuditPlan", "Decoding", "InputPlan", "NearBoundPlan", "PersonalPlan", "SamplingPlan"]
+__all__ = ["AuditPlan", "Decoding", "InputPlan", "NearBoundPlan", "PersonalPlan", "SamplingPlan", "SecretPlan"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +87,22 @@ class NearBoundPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SecretPlan:
+    """Secrets of one `kind` whose `format` the user knows, so that their exposure can be told.
+
+    They are what `pattern`, a regular expression, finds (its group, where it has one), else what is labelled as
+    `kind` (data.spans), else what detectors find of it. `lists` names the files of word lists in the format. At most
+    `records` secrets are ranked of records that were trained on, and as many of others.
+    """
+
+    kind: str
+    format: str
+    lists: Mapping[str, str] = field(default_factory=dict)
+    pattern: str | None = None
+    records: int = 50
+
+
+@dataclass(frozen=True, kw_only=True)
 class InputPlan:
     """What attacks may use beyond the model's and its base's statistics of each record.
 
@@ -120,8 +137,8 @@ class AuditPlan:
     `prefix_tokens` and `suffix_tokens` the window of discoverable extraction; `token_forwards`
     what one canary's exact rank may cost; `sampling` the grid of extraction by sampling, `personal` and
     `near_bound` budgets of attacks; `require` the requirements the audit is judged by; `suite` which attacks are
-    made ("quick", "full" or "all") and `inputs` what they may use: these two alone may be chosen anew when an audit
-    is made, for all attacks that are made are paid for.
+    made ("quick", "full" or "all"), `inputs` what they may use, and `secrets` of which formats secrets are ranked:
+    these three alone may be chosen anew when an audit is made, for all that is made is paid for.
     """
 
     headline: str = "reference"
@@ -140,3 +157,4 @@ class AuditPlan:
     sampling: SamplingPlan = SamplingPlan()
     personal: PersonalPlan = PersonalPlan()
     near_bound: NearBoundPlan = NearBoundPlan()
+    secrets: tuple[SecretPlan, ...] = ()
