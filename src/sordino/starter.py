@@ -113,6 +113,10 @@ audit:               # fixed before training, so that nothing can be chosen by w
     texts: 256       # written from nothing, and searched
     text_tokens: 128
     regions: [US]    # countries whose telephone numbers need no country code
+    soft_tokens: 20  # of a soft prompt trained on known people, for --suite all
+    soft_steps: 80
+    recovery_people: 10 # known people on whom the model is fine-tuned a little, for --suite all
+    recovery_steps: 40
   inputs:            # what attacks may use besides; these and the suite may also be chosen at the audit
     known: 500       # records of which the adversary knows, on each side; none of them is judged
     shadows: 16      # shadow models

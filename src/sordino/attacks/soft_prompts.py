@@ -5,7 +5,6 @@ It imports torch: attacks import it inside their functions, so that listing them
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -16,11 +15,11 @@ from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from sordino.attacks.frozen import frozen
 from sordino.errors import AuditError, ConfigError, ModelError
 from sordino.model import Model, unwrapped
-from sordino.model.methods import untuned
 
-__all__ = ["Pair", "SoftPrompt", "continue_after", "logprobs_after", "suffix_loss", "train_soft_prompt"]
+__all__ = ["Pair", "SoftPrompt", "continue_after", "logprobs_after", "shuffled", "suffix_loss", "train_soft_prompt"]
 
 Pair = tuple[np.ndarray, np.ndarray]
 """Token ids of a prefix, which may be empty, and of the suffix (one or more) that is to come after it."""
@@ -71,10 +70,10 @@ def train_soft_prompt(  # noqa: PLR0913 - how it is trained, each part of it
     _check_smoothing(smoothing, smoothing_tokens)
     _check_pairs(model, pairs, tokens)
     rng = np.random.default_rng([seed, 41])
-    order = _shuffled(len(pairs), min(batch_size, len(pairs)), rng)
+    order = shuffled(len(pairs), min(batch_size, len(pairs)), rng)
     known = np.concatenate([ids for pair in pairs for ids in pair])
     losses = []
-    with _frozen(model) as module, torch.enable_grad():
+    with frozen(model) as module, torch.enable_grad():
         embed = _embeddings(module)
         start = embed(_on(rng.choice(known, size=tokens), model)).detach().float()
         vectors = start.clone().requires_grad_(True)
@@ -227,25 +226,7 @@ def _check_pairs(model: Model, pairs: Sequence[Pair], tokens: int) -> None:
     _check_room(model, max(len(prefix) + len(suffix) for prefix, suffix in pairs), tokens)
 
 
-@contextmanager
-def _frozen(model: Model) -> Iterator[Any]:
-    """The module in evaluation mode, tuned or not, none of its weights asking for a gradient."""
-    module, was_training = model.module, model.module.training
-    module.eval()
-    try:
-        with nullcontext() if model.tuned else untuned(module):
-            before = [(p, p.requires_grad) for p in module.parameters()]
-            try:
-                module.requires_grad_(False)
-                yield module
-            finally:
-                for parameter, on in before:
-                    parameter.requires_grad_(on)
-    finally:
-        module.train(was_training)
-
-
-def _shuffled(count: int, size: int, rng: np.random.Generator) -> Iterator[list[int]]:
+def shuffled(count: int, size: int, rng: np.random.Generator) -> Iterator[list[int]]:
     """Batches without end, of `size` each: all of `count` come before one comes again."""
     waiting: list[int] = []
     while True:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from sordino.attacks.base import SUITES, Attack, Suite, discover, find
 from sordino.audit.inputs import Context, lacking
+from sordino.audit.linked import ON_LINKED, lacking_links
 from sordino.audit.personal_attacks import PERSONAL
 from sordino.audit.subjects import Subject
 from sordino.audit.weights import has_weights
@@ -54,6 +55,9 @@ def choose(names: Sequence[str], context: Context) -> Chosen:
     larger = {n for n, a in asking.items() if SUITES.index(a.suite) > SUITES.index(plan.suite)}
     missing = {n: why for n, a in (known | windowed).items() if (why := _lacking(a, context))}
     missing |= {n: why for n in asking if n not in larger and (why := _lacking_models(subject))}
+    # What the records lack is looked for only where the models are there.
+    linked = (n for n in asking if n in ON_LINKED and n not in larger and n not in missing)
+    missing |= {n: why for n in linked if (why := lacking_links(n, context))}
     for name in names:
         if name in missing:
             hint = (
