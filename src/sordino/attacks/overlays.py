@@ -121,7 +121,8 @@ def _layers(model: Model) -> dict[str, nn.Module]:
 
 
 def _start(layer: Any, generator: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor]:
-    inner, outer = layer.weight.shape if isinstance(layer, conv1d()) else (layer.in_features, layer.out_features)
+    shape: Any = layer.weight.shape if type(layer) is conv1d() else (layer.in_features, layer.out_features)
+    inner, outer = shape
     # Drawn on the CPU, so that it is the same everywhere.
     a = (torch.rand(RANK, inner, generator=generator) * 2 - 1) / inner**0.5
     b = torch.zeros(outer, RANK)

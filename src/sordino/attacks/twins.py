@@ -140,8 +140,11 @@ def _answer(record: Record, value: str, serializer: Serializer) -> Answer | None
     begin = text.rfind(value)
     if begin < 0:
         return None  # a chat template has changed it
+    stop = begin + len(value)
+    # The blank before it, which some tokens have in them and others not, is part of the value.
+    begin = len(text[:begin].rstrip(" "))
     tokens, spans = serializer.tokenize(text, template=serializer.templated(record))
-    inside = [i for i, (start, stop) in enumerate(spans) if stop > begin and start < begin + len(value)]
+    inside = [i for i, (first, last) in enumerate(spans) if last > begin and first < stop]
     front = serializer.leading(tokens)
     if not inside or front + inside[-1] + 1 > min(len(ids), serializer.max_length):
         return None
