@@ -113,6 +113,10 @@ audit:               # fixed before training, so that nothing can be chosen by w
     texts: 256       # written from nothing, and searched
     text_tokens: 128
     regions: [US]    # countries whose telephone numbers need no country code
+    soft_tokens: 20  # of a soft prompt trained on known people, for --suite all
+    soft_steps: 80
+    recovery_people: 10 # known people on whom the model is fine-tuned a little, for --suite all
+    recovery_steps: 40
   near_bound:        # for --suite all: passages that sampling gives but for some tokens, at least how likely
     records: 50      # searched around, trained on and as many not
     beam: 16

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from sordino.attacks.base import SUITES, Attack, Suite, discover, find
 from sordino.audit import asking
 from sordino.audit.inputs import Context, lacking
+from sordino.audit.linked import ON_LINKED, lacking_links
 from sordino.audit.personal_attacks import PERSONAL
 from sordino.audit.subjects import Subject
 from sordino.audit.weights import has_weights
@@ -63,6 +64,9 @@ def choose(names: Sequence[str], context: Context) -> Chosen:
     larger = {n for n, a in asked_models.items() if SUITES.index(a.suite) > SUITES.index(plan.suite)}
     missing = {n: why for n, a in (known | windowed).items() if (why := _lacking(a, context))}
     missing |= {n: why for n in asked_models if n not in larger and (why := _lacking_models(n, context))}
+    # What the records lack is looked for only where the models are there.
+    linked = (n for n in asked_models if n in ON_LINKED and n not in larger and n not in missing)
+    missing |= {n: why for n in linked if (why := lacking_links(n, context))}
     for name in names:
         if name in missing:
             hint = (
@@ -123,8 +127,11 @@ def _left_out(lacked: Mapping[str, str], known: Mapping[str, Attack], subject: S
 
 def _lacking_models(name: str, context: Context) -> str:
     """What is missing to ask the models themselves, in words: personal data wants the untuned base as well."""
-    if name not in PERSONAL:
-        return asking.lacking(name, context)
+    return _lacking_pair(context) if name in PERSONAL else asking.lacking(name, context)
+
+
+def _lacking_pair(context: Context) -> str:
+    """What is missing to ask a model and its untuned base, both here, in words."""
     subject = context.collector.subject
     if not has_weights(subject, "tuned"):
         return "the model's weights"
@@ -133,8 +140,7 @@ def _lacking_models(name: str, context: Context) -> str:
 
 def _rankless(context: Context) -> str:
     """What is missing to rank the secrets of the plan under both models, in words."""
-    subject = context.collector.subject
-    return "a model that writes" if subject.task != "causal-lm" else _lacking_models(subject)
+    return "a model that writes" if context.collector.subject.task != "causal-lm" else _lacking_pair(context)
 
 
 def _served(attack: Attack, subject: Subject | Written) -> bool:

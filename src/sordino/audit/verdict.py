@@ -86,6 +86,9 @@ def _wording(attempt: Attempt) -> str:
 _ASKED = {
     "pii_inference": "Given candidates, the model names",
     "pii_reconstruction": "Asked for what stood at its place, the model names",
+    "pii_twin_prompts": "Asked for it by what else belongs to the person, the model names",
+    "pii_soft_prompts": "Asked so after a soft prompt trained on known people, the model names",
+    "pii_recovery": "Asked so after a short fine-tuning on known people, the model names",
     "pii_extraction": "Left to write, the model writes",
 }
 

@@ -185,6 +185,8 @@ def _check_personal(plan: PersonalPlan) -> None:
     rules: tuple[tuple[str, int, int], ...] = (
         ("mentions", plan.mentions, 1), ("candidates", plan.candidates, 2), ("samples", plan.samples, 1),
         ("texts", plan.texts, 1), ("text_tokens", plan.text_tokens, 1),
+        ("soft_tokens", plan.soft_tokens, 1), ("soft_steps", plan.soft_steps, 1),
+        ("recovery_people", plan.recovery_people, 1), ("recovery_steps", plan.recovery_steps, 1),
     )  # fmt: skip
     for key, value, least in rules:
         if value < least:

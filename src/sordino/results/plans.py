@@ -64,6 +64,8 @@ class PersonalPlan:
     `mentions`: of how many entities, at most, trained on and as many not, it is asked which value stands there, among
     `candidates` in all, or what the model writes there in `samples` continuations. `texts` of `text_tokens` tokens are
     written from nothing and searched. `regions` are the countries whose telephone numbers need no country code.
+    A soft prompt has `soft_tokens` and is trained in `soft_steps`; recovery fine-tunes on `recovery_people` known
+    people in `recovery_steps`.
     """
 
     mentions: int = 100
@@ -72,6 +74,10 @@ class PersonalPlan:
     texts: int = 256
     text_tokens: int = 128
     regions: tuple[str, ...] = ("US",)
+    soft_tokens: int = 20
+    soft_steps: int = 80
+    recovery_people: int = 10
+    recovery_steps: int = 40
 
 
 @dataclass(frozen=True, kw_only=True)
