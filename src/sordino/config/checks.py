@@ -8,7 +8,7 @@ from typing import Any
 from sordino.canaries.designs import FROM_DATA
 from sordino.config.schema import DPConfig, MethodConfig, RunConfig
 from sordino.errors import ConfigError
-from sordino.results import InputPlan, NearBoundPlan, PersonalPlan, SamplingPlan
+from sordino.results import GeneratedPlan, InputPlan, NearBoundPlan, PersonalPlan, SamplingPlan
 
 __all__ = ["check_dp", "check_inputs", "check_method", "check_target", "check_values"]
 
@@ -158,6 +158,7 @@ def check_values(config: RunConfig) -> None:
     _check_sampling(audit.sampling)
     _check_personal(audit.personal)
     _check_near_bound(audit.near_bound)
+    _check_generated(audit.generated)
     check_method(method)
 
 
@@ -198,6 +199,13 @@ def _check_near_bound(plan: NearBoundPlan) -> None:
     for key, value, good, allowed in rules:
         if not good:
             raise ConfigError(f"audit.near_bound.{key} is {value!r}.", f"Allowed: {allowed}.")
+
+
+def _check_generated(plan: GeneratedPlan) -> None:
+    """Raises `ConfigError` for texts in which nothing could be found."""
+    for key, value, least in (("texts", plan.texts, 1), ("tokens", plan.tokens, 8)):
+        if value < least:
+            raise ConfigError(f"audit.generated.{key} is {value}.", f"Allowed: at least {least}.")
 
 
 def _check_sampling(plan: SamplingPlan) -> None:
