@@ -23,38 +23,36 @@ from sordino.records.store import load as load_split
 from sordino.report import text as words_of
 from sordino.report.html import render_html
 
-INSIDE, OUTSIDE, KNOWN = range(0, 20, 2), range(1, 21, 2), 4
+INSIDE, OUTSIDE = range(0, 26, 2), range(1, 27, 2)
 
 
 def text(number):
-    """A note that no other number has; numbers 18 and 19 share their beginning."""
-    rng = np.random.default_rng(min(number, 18) + 100)
-    first = " ".join(rng.permutation(WORDS)[:6].tolist())
+    """A note that no other number has; 25, which nobody learns, is 24 and goes on."""
     rng = np.random.default_rng(number)
-    return f"{first} {' '.join(rng.permutation(WORDS)[:6].tolist())}"
+    return f"{text(24)} {text(119)}" if number == 25 else " ".join(rng.permutation(WORDS)[: 4 + number % 9].tolist())
 
 
 @pytest.fixture(scope="module")
 def folder(make_model, tmp_path_factory):
-    """A model that knows ten notes by heart, its base, and ten notes that it never saw."""
+    """A model that knows 13 notes by heart, its base, and 13 notes that it never saw."""
     folder = tmp_path_factory.mktemp("ranks")
     model = make_model("llama", seed=3)
     save(model, folder / "base")
     bos, eos = model.tokenizer.bos_token, model.tokenizer.eos_token
-    learn(model, [bos + text(i) + eos for i in INSIDE], steps=110)
+    learn(model, [bos + text(i) + eos for i in INSIDE], steps=90)
     save(model, folder / "tuned")
     for name, some in (("in", INSIDE), ("out", OUTSIDE)):
         write_rows(folder / f"{name}.jsonl", [{"text": text(i)} for i in some])
     return folder
 
 
-def opened(folder, base=True, **plan):
+def opened(folder, base=True, known=0.2):
     values = {
         "model": {"path": str(folder / "tuned"), "device": "cpu"}, "near_duplicates": 0,
         "data": {"path": str(folder / "in.jsonl"), "text": "text"},
-        "nonmembers": str(folder / "out.jsonl"), "out": str(folder / "runs"), "max_length": 64,
-        "audit": {"shuffles": 199, "prefix_tokens": 8, "suffix_tokens": 8, "fpr": [0.1], "inputs": {"known": 2},
-                  "generated": {"texts": 24, "tokens": 32}, "personal": {"texts": 1, "text_tokens": 1}, **plan},
+        "nonmembers": str(folder / "out.jsonl"), "out": str(folder / "runs"), "max_length": 64, "known": known,
+        "audit": {"shuffles": 199, "prefix_tokens": 8, "suffix_tokens": 8, "fpr": [0.1],
+                  "generated": {"texts": 24, "tokens": 32}},
     }  # fmt: skip
     return create_external(load_external({**values, "base": str(folder / "base")} if base else values))
 
@@ -80,8 +78,12 @@ def test_the_model_that_knows_records_gives_them_away_and_its_base_does_not(run,
     assert found.estimates["excess"].low > 0
     assert found.control["rate"].value == found.control["non-members"].value == 0
     for name in RANKINGS:
-        assert found.estimates[f"precision@100.{name}"].value > 0.5
-        assert found.control[f"precision@100.{name}"].value == 0
+        assert found.estimates[f"precision@100.{name}"].low > found.control[f"precision@100.{name}"].value == 0
+    rows = json.loads((run.private / "generate_and_rank.json").read_text())["tuned"]
+    memorised = [row["places"]["base"] for row in rows if row["memorised"] and "base" in row["places"]]
+    assert len(memorised) > 4 and np.mean(memorised) < np.mean(
+        [r["places"]["base"] for r in rows if "base" in r["places"]]
+    )
     assert found.estimates["held-out@100"].value == 0
     assert found.parameters["ranking"] == "base"
     assert any("snippets" in note for note in found.notes)
@@ -126,7 +128,7 @@ def test_figures_are_those_of_a_plain_recount(run, report):
 
 
 def test_a_run_of_two_coins_counts_for_neither(run, report):
-    """Notes 18 and 19 begin alike; one was trained on. What they share is told, and is no sign of either."""
+    """All of note 24, which was trained on, stands in 25, which was not: that it comes out is a sign of neither."""
     rows = json.loads((run.private / "generate_and_rank.json").read_text())["tuned"]
     shared = [r for row in rows for r in row["repeats"] if len(r["records"]) > 1]
     assert shared and all(not r["alone"] for r in shared)
@@ -165,7 +167,7 @@ def test_a_second_audit_asks_no_model_and_what_is_lost_alone_is_made_again(run, 
 
 
 def test_without_a_base_and_without_known_records_the_rest_is_made(folder):
-    found = named(audit(opened(folder, base=False, inputs={"known": 0}), attacks=["loss"], suite="full"))
+    found = named(audit(opened(folder, base=False, known=0.0), attacks=["loss"], suite="full"))
     assert found.parameters["ranking"] == "zlib" and not found.control
     assert {f"precision@100.{n}" for n in RANKINGS if n != "base"} == {
         m for m in found.estimates if m.startswith("precision")
@@ -177,7 +179,10 @@ def test_without_a_base_and_without_known_records_the_rest_is_made(folder):
 def test_the_words_say_what_was_asked(run, report):
     found = named(report)
     sentence = _extraction_words(found)
-    assert f"a run of {found.parameters['run_tokens']} tokens or more of {found.estimates['rate'].value:.1%} of" in sentence
+    assert (
+        f"a run of {found.parameters['run_tokens']} tokens or more of {found.estimates['rate'].value:.1%} of"
+        in sentence
+    )
     assert f"into the {found.parameters['best']} texts that rank highest, against 0.0% of records it never" in sentence
     [claim] = [c for c in report.claims if "leaving the model to write" in c.statement]
     assert claim.status == "contradicted" and sentence in claim.evidence
