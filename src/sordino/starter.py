@@ -121,6 +121,9 @@ audit:               # fixed before training, so that nothing can be chosen by w
     records: 50      # searched around, trained on and as many not
     beam: 16
     distance: 0.1    # share of a passage's tokens that may differ
+  generated:         # for --suite full: texts written from nothing and after beginnings, ranked and looked up
+    texts: 256       # in each of three ways
+    tokens: 64
   secrets: []        # of formats you know: [{{kind: PIN, format: "[0-9]{{4}}"}}]; see docs/extraction.md
   inputs:            # what attacks may use besides; these, the suite and secrets may also be chosen at the audit
     known: 500       # records of which the adversary knows, on each side; none of them is judged

@@ -68,6 +68,12 @@ def _membership_words(f: Findings) -> str:
 
 def _extraction_words(attempt: Attempt) -> str:
     rate, others = attempt.estimates["rate"], attempt.estimates["non-members"]
+    if "run_tokens" in attempt.parameters:
+        return (
+            f"Left to write, the model puts a run of {attempt.parameters['run_tokens']} tokens or more of "
+            f"{(rate.value or 0):.1%} of the trained-on records, word for word, into the {attempt.parameters['best']} "
+            f"texts that rank highest, against {(others.value or 0):.1%} of records it never saw."
+        )
     how = "Given the beginning, the model repeats"
     if "queries" in attempt.parameters:
         asked = attempt.parameters["queries"]
@@ -81,6 +87,13 @@ def _extraction_words(attempt: Attempt) -> str:
 
 def _wording(attempt: Attempt) -> str:
     return "nearly word for word" if attempt.name in ("near", "near_bound") else "word for word"
+
+
+def _by_asking(attempt: Attempt) -> str:
+    """How else than by giving the beginning, at the end of a sentence."""
+    if "run_tokens" in attempt.parameters:
+        return " by leaving the model to write."
+    return " by asking again and again." if "queries" in attempt.parameters else "."
 
 
 _ASKED = {
@@ -274,8 +287,7 @@ def claims(f: Findings) -> tuple[Claim, ...]:
         excess = attempt.estimates["excess"]
         found.append(
             Claim(
-                statement=f"No trained-on record can be pulled out {_wording(attempt)}"
-                + (" by asking again and again." if "queries" in attempt.parameters else "."),
+                statement=f"No trained-on record can be pulled out {_wording(attempt)}" + _by_asking(attempt),
                 evidence=f"{_extraction_words(attempt)} Excess {excess}.",
                 status=_status(excess.low > 0, f.trained_here and excess.high < 0.01),  # type: ignore[arg-type]
             )

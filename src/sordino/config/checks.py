@@ -10,7 +10,7 @@ from sordino.canaries.designs import FROM_DATA
 from sordino.config.schema import DPConfig, MethodConfig, RunConfig
 from sordino.errors import ConfigError, DataError, first_line
 from sordino.pii import kind_of
-from sordino.results import InputPlan, NearBoundPlan, PersonalPlan, SamplingPlan, SecretPlan
+from sordino.results import GeneratedPlan, InputPlan, NearBoundPlan, PersonalPlan, SamplingPlan, SecretPlan
 
 __all__ = ["check_dp", "check_inputs", "check_method", "check_secrets", "check_target", "check_values"]
 
@@ -161,6 +161,7 @@ def check_values(config: RunConfig) -> None:
     _check_personal(audit.personal)
     _check_near_bound(audit.near_bound)
     check_secrets(audit.secrets)
+    _check_generated(audit.generated)
     check_method(method)
 
 
@@ -227,6 +228,13 @@ def check_secrets(plans: Sequence[SecretPlan]) -> None:
         if groups > 1:
             message = f"{name}.pattern is {plan.pattern!r}, with {groups} groups."
             raise ConfigError(message, "Put the secret alone into (…), and all else into (?:…).")
+
+
+def _check_generated(plan: GeneratedPlan) -> None:
+    """Raises `ConfigError` for texts in which nothing could be found."""
+    for key, value, least in (("texts", plan.texts, 1), ("tokens", plan.tokens, 8)):
+        if value < least:
+            raise ConfigError(f"audit.generated.{key} is {value}.", f"Allowed: at least {least}.")
 
 
 def _check_sampling(plan: SamplingPlan) -> None:

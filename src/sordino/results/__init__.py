@@ -19,7 +19,16 @@ from sordino.results.findings import (
     SecretFinding,
     Verdict,
 )
-from sordino.results.plans import AuditPlan, Decoding, InputPlan, NearBoundPlan, PersonalPlan, SamplingPlan, SecretPlan
+from sordino.results.plans import (
+    AuditPlan,
+    Decoding,
+    GeneratedPlan,
+    InputPlan,
+    NearBoundPlan,
+    PersonalPlan,
+    SamplingPlan,
+    SecretPlan,
+)
 from sordino.results.reports import AuditReport, EntityRow, PersonReport, PersonRow, PromptReport
 from sordino.results.values import SCHEMA, UNBOUNDED, Estimate, Notice, decode, encode
 
@@ -37,6 +46,7 @@ __all__ = [
     "EntityRow",
     "Estimate",
     "Gate",
+    "GeneratedPlan",
     "InputPlan",
     "MemorisationLevel",
     "MemorisationPoint",

@@ -6,7 +6,16 @@ from typing import Literal
 
 from sordino.errors import ConfigError
 
-__all__ = ["AuditPlan", "Decoding", "InputPlan", "NearBoundPlan", "PersonalPlan", "SamplingPlan", "SecretPlan"]
+__all__ = [
+    "AuditPlan",
+    "Decoding",
+    "GeneratedPlan",
+    "InputPlan",
+    "NearBoundPlan",
+    "PersonalPlan",
+    "SamplingPlan",
+    "SecretPlan",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +118,14 @@ class SecretPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GeneratedPlan:
+    """The budget of `generate_and_rank`: it draws so many `texts` by each way of asking, of at most `tokens` each."""
+
+    texts: int = 256
+    tokens: int = 64
+
+
+@dataclass(frozen=True, kw_only=True)
 class InputPlan:
     """What attacks may use beyond the model's and its base's statistics of each record.
 
@@ -141,8 +158,8 @@ class AuditPlan:
     guesses (half as members, half as not);
     `confidence` of every interval; `delta` of ε̂; `shuffles` of every permutation test;
     `prefix_tokens` and `suffix_tokens` the window of discoverable extraction; `token_forwards`
-    what one canary's exact rank may cost; `sampling` the grid of extraction by sampling, `personal` and
-    `near_bound` budgets of attacks; `require` the requirements the audit is judged by; `suite` which attacks are
+    what one canary's exact rank may cost; `sampling` the grid of extraction by sampling, `personal`,
+    `near_bound` and `generated` budgets of attacks; `require` what the audit is judged by; `suite` which attacks are
     made ("quick", "full" or "all"), `inputs` what they may use, and `secrets` of which formats secrets are ranked:
     these three alone may be chosen anew when an audit is made, for all that is made is paid for.
     """
@@ -164,3 +181,4 @@ class AuditPlan:
     personal: PersonalPlan = PersonalPlan()
     near_bound: NearBoundPlan = NearBoundPlan()
     secrets: tuple[SecretPlan, ...] = ()
+    generated: GeneratedPlan = GeneratedPlan()
