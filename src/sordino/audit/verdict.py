@@ -67,7 +67,7 @@ def _membership_words(f: Findings) -> str:
 
 def _extraction_words(attempt: Attempt) -> str:
     rate, others = attempt.estimates["rate"], attempt.estimates["non-members"]
-    how = "Given the beginning, the model repeats"
+    how = f"Given the beginning{_BEHIND.get(attempt.name, '')}, the model repeats"
     if "queries" in attempt.parameters:
         asked = attempt.parameters["queries"]
         times = "once" if asked == 1 else f"{asked:,} times"
@@ -81,6 +81,9 @@ def _extraction_words(attempt: Attempt) -> str:
 def _wording(attempt: Attempt) -> str:
     return "nearly word for word" if attempt.name in ("near", "near_bound") else "word for word"
 
+
+_BEHIND = {"soft_prompt": " behind a soft prompt trained on known records"}
+"""What an attack puts before the beginning of a record."""
 
 _ASKED = {
     "pii_inference": "Given candidates, the model names",
@@ -254,7 +257,8 @@ def claims(f: Findings) -> tuple[Claim, ...]:
         found.append(
             Claim(
                 statement=f"No trained-on record can be pulled out {_wording(attempt)}"
-                + (" by asking again and again." if "queries" in attempt.parameters else "."),
+                + (" by asking again and again" if "queries" in attempt.parameters else "")
+                + f"{_BEHIND.get(attempt.name, '')}.",
                 evidence=f"{_extraction_words(attempt)} Excess {excess}.",
                 status=_status(excess.low > 0, f.trained_here and excess.high < 0.01),  # type: ignore[arg-type]
             )

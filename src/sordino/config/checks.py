@@ -8,7 +8,7 @@ from typing import Any
 from sordino.canaries.designs import FROM_DATA
 from sordino.config.schema import DPConfig, MethodConfig, RunConfig
 from sordino.errors import ConfigError
-from sordino.results import InputPlan, NearBoundPlan, PersonalPlan, SamplingPlan
+from sordino.results import InputPlan, NearBoundPlan, PersonalPlan, SamplingPlan, SoftPromptPlan
 
 __all__ = ["check_dp", "check_inputs", "check_method", "check_target", "check_values"]
 
@@ -158,6 +158,7 @@ def check_values(config: RunConfig) -> None:
     _check_sampling(audit.sampling)
     _check_personal(audit.personal)
     _check_near_bound(audit.near_bound)
+    _check_soft_prompt(audit.soft_prompt)
     check_method(method)
 
 
@@ -198,6 +199,21 @@ def _check_near_bound(plan: NearBoundPlan) -> None:
     for key, value, good, allowed in rules:
         if not good:
             raise ConfigError(f"audit.near_bound.{key} is {value!r}.", f"Allowed: {allowed}.")
+
+
+def _check_soft_prompt(plan: SoftPromptPlan) -> None:
+    """Raises `ConfigError` for a soft prompt that cannot be trained."""
+    rate = plan.learning_rate
+    rules: tuple[tuple[str, Any, bool, str], ...] = (
+        ("tokens", plan.tokens, 1 <= plan.tokens <= 1024, "1 to 1024"),
+        ("steps", plan.steps, plan.steps >= 1, "at least 1"),
+        ("learning_rate", rate, 0 < rate < float("inf"), "above 0"),
+        ("smoothing", plan.smoothing, 0 <= plan.smoothing < float("inf"), "0 (none) or more"),
+        ("records", plan.records, plan.records >= 1, "at least 1"),
+    )
+    for key, value, good, allowed in rules:
+        if not good:
+            raise ConfigError(f"audit.soft_prompt.{key} is {value!r}.", f"Allowed: {allowed}.")
 
 
 def _check_sampling(plan: SamplingPlan) -> None:

@@ -18,7 +18,15 @@ from sordino.results.findings import (
     Requirement,
     Verdict,
 )
-from sordino.results.plans import AuditPlan, Decoding, InputPlan, NearBoundPlan, PersonalPlan, SamplingPlan
+from sordino.results.plans import (
+    AuditPlan,
+    Decoding,
+    InputPlan,
+    NearBoundPlan,
+    PersonalPlan,
+    SamplingPlan,
+    SoftPromptPlan,
+)
 from sordino.results.reports import AuditReport, EntityRow, PersonReport, PersonRow, PromptReport
 from sordino.results.values import SCHEMA, UNBOUNDED, Estimate, Notice, decode, encode
 
@@ -49,6 +57,7 @@ __all__ = [
     "Requirement",
     "RunCard",
     "SamplingPlan",
+    "SoftPromptPlan",
     "Verdict",
     "decode",
     "encode",

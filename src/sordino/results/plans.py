@@ -5,7 +5,7 @@ from typing import Literal
 
 from sordino.errors import ConfigError
 
-__all__ = ["AuditPlan", "Decoding", "InputPlan", "NearBoundPlan", "PersonalPlan", "SamplingPlan"]
+__all__ = ["AuditPlan", "Decoding", "InputPlan", "NearBoundPlan", "PersonalPlan", "SamplingPlan", "SoftPromptPlan"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +86,21 @@ class NearBoundPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SoftPromptPlan:
+    """The budget of `soft_prompt`: at most `records` on either side are asked about after a prompt of `tokens` vectors.
+
+    It is trained in `steps` at `learning_rate`; `smoothing` (α) is the weight of the loss of each passage's 5 tokens
+    of highest loss, 0 for none.
+    """
+
+    tokens: int = 20
+    steps: int = 80
+    learning_rate: float = 1e-2
+    smoothing: float = 0.7
+    records: int = 100
+
+
+@dataclass(frozen=True, kw_only=True)
 class InputPlan:
     """What attacks may use beyond the model's and its base's statistics of each record.
 
@@ -118,10 +133,10 @@ class AuditPlan:
     guesses (half as members, half as not);
     `confidence` of every interval; `delta` of ε̂; `shuffles` of every permutation test;
     `prefix_tokens` and `suffix_tokens` the window of discoverable extraction; `token_forwards`
-    what one canary's exact rank may cost; `sampling` the grid of extraction by sampling, `personal` and
-    `near_bound` budgets of attacks; `require` the requirements the audit is judged by; `suite` which attacks are
-    made ("quick", "full" or "all") and `inputs` what they may use: these two alone may be chosen anew when an audit
-    is made, for all attacks that are made are paid for.
+    what one canary's exact rank may cost; `sampling` the grid of extraction by sampling, `personal`,
+    `near_bound` and `soft_prompt` budgets of attacks; `require` the requirements the audit is judged by; `suite` which
+    attacks are made ("quick", "full" or "all") and `inputs` what they may use: these two alone may be chosen anew when
+    an audit is made, for all attacks that are made are paid for.
     """
 
     headline: str = "reference"
@@ -140,3 +155,4 @@ class AuditPlan:
     sampling: SamplingPlan = SamplingPlan()
     personal: PersonalPlan = PersonalPlan()
     near_bound: NearBoundPlan = NearBoundPlan()
+    soft_prompt: SoftPromptPlan = SoftPromptPlan()
