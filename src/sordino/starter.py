@@ -121,6 +121,12 @@ audit:               # fixed before training, so that nothing can be chosen by w
     records: 50      # searched around, trained on and as many not
     beam: 16
     distance: 0.1    # share of a passage's tokens that may differ
+  soft_prompt:       # for --suite all: vectors before the beginning of a record, trained on known records
+    tokens: 20       # how many vectors
+    steps: 80        # of their training
+    learning_rate: 1.0e-2
+    smoothing: 0.7   # weight of the 5 tokens of highest loss of each passage; 0: none
+    records: 100     # asked about, trained on and as many not
   generated:         # for --suite full: texts written from nothing and after beginnings, ranked and looked up
     texts: 256       # in each of three ways
     tokens: 64

@@ -163,7 +163,8 @@ def _audit(
     outcome = replace(
         outcome, attempts=(*outcome.attempts, *attempts_on_the_set(chosen.on_the_set, outcome, plan, seeds(_SET)))
     )
-    report = report_of(collector, outcome, findings, bound, plan, wanted)
+    given = wanted | {name for attack in chosen.asking.values() for name in attack.inputs}
+    report = report_of(collector, outcome, findings, bound, plan, given)
     report = replace(
         report,
         untested=(*chosen.left_out, *_untested(collector, chosen)),

@@ -74,7 +74,7 @@ def _extraction_words(attempt: Attempt) -> str:
             f"{(rate.value or 0):.1%} of the trained-on records, word for word, into the {attempt.parameters['best']} "
             f"texts that rank highest, against {(others.value or 0):.1%} of records it never saw."
         )
-    how = "Given the beginning, the model repeats"
+    how = f"Given the beginning{_BEHIND.get(attempt.name, '')}, the model repeats"
     if "queries" in attempt.parameters:
         asked = attempt.parameters["queries"]
         times = "once" if asked == 1 else f"{asked:,} times"
@@ -93,8 +93,12 @@ def _by_asking(attempt: Attempt) -> str:
     """How else than by giving the beginning, at the end of a sentence."""
     if "run_tokens" in attempt.parameters:
         return " by leaving the model to write."
-    return " by asking again and again." if "queries" in attempt.parameters else "."
+    again = " by asking again and again" if "queries" in attempt.parameters else ""
+    return f"{again}{_BEHIND.get(attempt.name, '')}."
 
+
+_BEHIND = {"soft_prompt": " behind a soft prompt trained on known records"}
+"""What an attack puts before the beginning of a record."""
 
 _ASKED = {
     "pii_inference": "Given candidates, the model names",

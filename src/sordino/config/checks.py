@@ -10,7 +10,15 @@ from sordino.canaries.designs import FROM_DATA
 from sordino.config.schema import DPConfig, MethodConfig, RunConfig
 from sordino.errors import ConfigError, DataError, first_line
 from sordino.pii import kind_of
-from sordino.results import GeneratedPlan, InputPlan, NearBoundPlan, PersonalPlan, SamplingPlan, SecretPlan
+from sordino.results import (
+    GeneratedPlan,
+    InputPlan,
+    NearBoundPlan,
+    PersonalPlan,
+    SamplingPlan,
+    SecretPlan,
+    SoftPromptPlan,
+)
 
 __all__ = ["check_dp", "check_inputs", "check_method", "check_secrets", "check_target", "check_values"]
 
@@ -162,6 +170,7 @@ def check_values(config: RunConfig) -> None:
     _check_near_bound(audit.near_bound)
     check_secrets(audit.secrets)
     _check_generated(audit.generated)
+    _check_soft_prompt(audit.soft_prompt)
     check_method(method)
 
 
@@ -235,6 +244,21 @@ def _check_generated(plan: GeneratedPlan) -> None:
     for key, value, least in (("texts", plan.texts, 1), ("tokens", plan.tokens, 8)):
         if value < least:
             raise ConfigError(f"audit.generated.{key} is {value}.", f"Allowed: at least {least}.")
+
+
+def _check_soft_prompt(plan: SoftPromptPlan) -> None:
+    """Raises `ConfigError` for a soft prompt that cannot be trained."""
+    rate = plan.learning_rate
+    rules: tuple[tuple[str, Any, bool, str], ...] = (
+        ("tokens", plan.tokens, 1 <= plan.tokens <= 1024, "1 to 1024"),
+        ("steps", plan.steps, plan.steps >= 1, "at least 1"),
+        ("learning_rate", rate, 0 < rate < float("inf"), "above 0"),
+        ("smoothing", plan.smoothing, 0 <= plan.smoothing < float("inf"), "0 (none) or more"),
+        ("records", plan.records, plan.records >= 1, "at least 1"),
+    )
+    for key, value, good, allowed in rules:
+        if not good:
+            raise ConfigError(f"audit.soft_prompt.{key} is {value!r}.", f"Allowed: {allowed}.")
 
 
 def _check_sampling(plan: SamplingPlan) -> None:

@@ -111,6 +111,8 @@ LABELS = {
     "rate": "Passages extracted",
     "non-members": "Same, from records never seen",
     "excess": "Excess over records never seen",
+    "plain": "Same, without the soft prompt",
+    "gain": "Gain by the soft prompt",
     "perplexity": "Held-out perplexity",
     "accuracy": "Held-out accuracy",
     "loss": "Held-out loss of the true class, nats",

@@ -28,6 +28,7 @@ from sordino.results.plans import (
     PersonalPlan,
     SamplingPlan,
     SecretPlan,
+    SoftPromptPlan,
 )
 from sordino.results.reports import AuditReport, EntityRow, PersonReport, PersonRow, PromptReport
 from sordino.results.values import SCHEMA, UNBOUNDED, Estimate, Notice, decode, encode
@@ -62,6 +63,7 @@ __all__ = [
     "SamplingPlan",
     "SecretFinding",
     "SecretPlan",
+    "SoftPromptPlan",
     "Verdict",
     "decode",
     "encode",

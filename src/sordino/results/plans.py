@@ -15,6 +15,7 @@ __all__ = [
     "PersonalPlan",
     "SamplingPlan",
     "SecretPlan",
+    "SoftPromptPlan",
 ]
 
 
@@ -126,6 +127,21 @@ class GeneratedPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SoftPromptPlan:
+    """The budget of `soft_prompt`: at most `records` on either side are asked about after a prompt of `tokens` vectors.
+
+    It is trained in `steps` at `learning_rate`; `smoothing` (α) is the weight of the loss of each passage's 5 tokens
+    of highest loss, 0 for none.
+    """
+
+    tokens: int = 20
+    steps: int = 80
+    learning_rate: float = 1e-2
+    smoothing: float = 0.7
+    records: int = 100
+
+
+@dataclass(frozen=True, kw_only=True)
 class InputPlan:
     """What attacks may use beyond the model's and its base's statistics of each record.
 
@@ -162,6 +178,9 @@ class AuditPlan:
     `near_bound` and `generated` budgets of attacks; `require` what the audit is judged by; `suite` which attacks are
     made ("quick", "full" or "all"), `inputs` what they may use, and `secrets` of which formats secrets are ranked:
     these three alone may be chosen anew when an audit is made, for all that is made is paid for.
+    `near_bound` and `soft_prompt` budgets of attacks; `require` the requirements the audit is judged by; `suite` which
+    attacks are made ("quick", "full" or "all") and `inputs` what they may use: these two alone may be chosen anew when
+    an audit is made, for all attacks that are made are paid for.
     """
 
     headline: str = "reference"
@@ -182,3 +201,4 @@ class AuditPlan:
     near_bound: NearBoundPlan = NearBoundPlan()
     secrets: tuple[SecretPlan, ...] = ()
     generated: GeneratedPlan = GeneratedPlan()
+    soft_prompt: SoftPromptPlan = SoftPromptPlan()

@@ -20,7 +20,6 @@ __all__ = ["carry_out", "lacking"]
 
 # Records between two results on disk.
 _PART = 8
-_SEED = 41
 
 
 def lacking(context: Context) -> str:
@@ -46,7 +45,7 @@ def carry_out(context: Context, attack: Attack, pair: Pair, judge: Judge) -> Att
     """
     plan = context.plan
     grid, long_enough = plan.sampling, _odds(context, pair[0]).tried > 0
-    chosen = _drawn(judge, long_enough, plan.near_bound.records, context.seed)
+    chosen = judge.drawn(long_enough, plan.near_bound.records, context.seed)
     tuned = _bounds(context, attack, pair[0], chosen, "tuned")
     has_base = pair[1] is not None and has_weights(context.collector.reader, "base")
     base = _bounds(context, attack, pair[1], chosen, "base") if has_base and pair[1] is not None else None
@@ -98,14 +97,6 @@ def _odds(context: Context, signals: Signals) -> Odds:
         offered(attack, signals), prefix_tokens=plan.prefix_tokens, suffix_tokens=plan.suffix_tokens
     )  # fmt: skip
     return made
-
-
-def _drawn(judge: Judge, possible: np.ndarray, most: int, seed: int) -> np.ndarray:
-    """The numbers of at most so many records on either side."""
-    rng, found = np.random.default_rng([seed, _SEED]), []
-    for side in (judge.evidence.member, ~judge.evidence.member):
-        found.append(rng.permutation(np.flatnonzero(side & possible))[:most])
-    return np.sort(np.concatenate(found))
 
 
 def _bounds(context: Context, attack: Attack, signals: Signals, chosen: np.ndarray, which: str) -> list[Bound]:
