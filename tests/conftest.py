@@ -14,14 +14,14 @@ from checked_types import install
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
 # Before anything of Sordino is imported: the types and shapes in its signatures are checked on every
-# call; as for mypy, an int is a float (PEP 484). Not in `stats`, which checks its arguments itself, in
-# words: its tests hand it wrong ones on purpose; nor in those that Numba compiles.
+# call. Not in `stats`, which checks its arguments itself, in words: its tests hand it wrong ones on purpose; nor in
+# those that Numba compiles.
 _UNHOOKED = {"sordino.stats", "sordino.kernel", "sordino.matching", "sordino.minhash", "sordino.ragged"}
 _SPEC = find_spec("sordino")
 assert _SPEC is not None and _SPEC.submodule_search_locations
 install(
     [m.name for m in iter_modules(_SPEC.submodule_search_locations, "sordino.") if m.name not in _UNHOOKED],
-    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+    "checked_types.checker",
 )
 
 _CONNECT = socket.socket.connect
