@@ -46,7 +46,9 @@ def sparing() -> Callable[..., Any]:
 def _shaped(function: FunctionType) -> bool:
     """Whether a signature may name a dimension: it has a type of jaxtyping in it, or one that is not known yet."""
     hints = function.__annotations__.values()
-    return any(isinstance(hint, str) or "jaxtyping" in repr(hint) or "ForwardRef" in repr(hint) for hint in hints)
+    texts = [hint.__module__ if isinstance(hint, type) else repr(hint) for hint in hints]
+    # Names in quotes, alone or in another type, are looked up later.
+    return any("jaxtyping" in text or "'" in text for text in texts)
 
 
 def install(modules: list[str], typechecker: str) -> None:

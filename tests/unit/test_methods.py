@@ -46,9 +46,7 @@ ALWAYS = {
     "opt": ("full", "prefix", "ia3", "adapters"), "gemma2": ("lora", "prompt", "adapters"),
     "qwen2": ("lora", "bitfit"), "mistral": ("full", "prefix"), "gemma": ("prompt", "head"),
 }  # fmt: skip
-PAIRS = [
-    pytest.param((f, m), marks=() if m in ALWAYS[f] else pytest.mark.slow) for f in FAMILIES for m in METHODS
-]
+PAIRS = [pytest.param((f, m), marks=() if m in ALWAYS[f] else pytest.mark.slow) for f in FAMILIES for m in METHODS]
 TRAINING = TrainConfig(epochs=4, batch_size=8, learning_rate=0.02, warmup=0.0, schedule="constant")
 TOKENS = some_tokens(8)
 IDS = torch.arange(3, 43).reshape(2, 20)

@@ -276,7 +276,9 @@ def test_members_are_the_sequences_of_a_unit():
 
 
 # Others take a step and are read again in test_dp_reload.py.
-@pytest.mark.parametrize("method", [{"kind": "full"}, {"kind": "prefix", "virtual_tokens": 4}])
+@pytest.mark.parametrize(
+    "method", [pytest.param({"kind": "full"}, marks=pytest.mark.slow), {"kind": "prefix", "virtual_tokens": 4}]
+)
 def test_other_methods_train_privately(records, method):
     run = fine_tune(config(records, method=method, dp={"noise_multiplier": 1.0, "unit": "record"}))
     assert run.card.privacy["protected unit"] == "record" and run.card.training["validation"] > 0
@@ -298,7 +300,7 @@ def test_every_way_to_the_norms_gives_the_same_weights(records):
             torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("kind", ["lora", pytest.param("full", marks=pytest.mark.slow)])
 def test_a_classifier_trains_privately(records, kind):
     rng = np.random.default_rng(1)
     with records.open("w") as file:
