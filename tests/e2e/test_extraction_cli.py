@@ -75,7 +75,7 @@ def secrets(**keys) -> tuple[str, str]:
         (["--data.spans", "labels"], ["no column 'labels'"]),
         (["--audit.prefix_tokens", "0"], ["audit.prefix_tokens is 0", "at least 1"]),
         (["--audit.suffix_tokens", "-5"], ["audit.suffix_tokens is -5"]),
-        (["--audit.prefix_tokens", "9" * 30], ["audit.prefix_tokens is 999", "below 2^63"]),
+        (["--audit.prefix_tokens", "9" * 30], ["audit.prefix_tokens is 999", "below 2^64"]),
         (["--audit.prefix_tokens", "many"], ["audit.prefix_tokens is 'many'"]),
         (["--audit.token_forwards", "0"], ["audit.token_forwards is 0"]),
         (["--audit.sampling.decodings", "[{temprature: 1}]"], ["decodings[0].temprature", "'temperature'"]),

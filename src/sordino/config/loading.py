@@ -100,8 +100,8 @@ def _section(annotation: Any) -> type | None:
 def _check_size(name: str, value: Any) -> None:
     """A run could be written with such a number, and never be read again."""
     for one in value if isinstance(value, list | tuple) else (value,):
-        if isinstance(one, int) and abs(one) >= 2**63:
-            raise ConfigError(f"{name} is {one}.", "Whole numbers are below 2^63.")
+        if isinstance(one, int) and not -(2**63) <= one < 2**64:
+            raise ConfigError(f"{name} is {one}.", "Whole numbers are below 2^64.")
 
 
 def _entries(annotation: Any, value: Any) -> list[tuple[type, Mapping[str, Any]]]:
