@@ -16,7 +16,7 @@ from sordino.audit.secrets import Ranked, check_secrets, formats, judged
 from sordino.audit.settings import anew, load_external
 from sordino.audit.verdict import _ranked
 from sordino.config import load
-from sordino.errors import ConfigError
+from sordino.errors import AuditError, ConfigError
 from sordino.model import save
 from sordino.pii import Span
 from sordino.records import Example, Message, Record
@@ -140,6 +140,17 @@ def test_an_interrupted_audit_goes_on_with_the_parts_it_has(report, run, monkeyp
     assert len(ranked) == 4 * 2 and parts[1].read_bytes() == lost
     ranked.clear()
     assert audit(run, attacks=["loss"]).secrets == report.secrets and not ranked
+
+
+def test_secrets_that_the_tokenizer_cannot_write_are_told(report, run, monkeypatch):
+    import sordino.audit.secret_attacks as module
+
+    def refused(*args):
+        raise AuditError("The tokenizer has no token for 'é', which the format allows.", "Leave it out.")
+
+    monkeypatch.setattr(module, "format_space", refused)
+    with pytest.raises(AuditError, match=r"No secret of kind PIN .* no token for 'é'"):
+        audit(run, attacks=["loss"], secrets=[SecretPlan(kind="PIN", format="[0-9é]{3}")])
 
 
 def test_formats_can_be_named_at_the_audit(report, run):

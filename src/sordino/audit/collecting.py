@@ -9,6 +9,7 @@ import numpy as np
 
 from sordino.audit.borrowed import borrowed
 from sordino.audit.external import open_external
+from sordino.audit.parts import statistics_in_shards
 from sordino.audit.subjects import Subject, Trained
 from sordino.audit.written import Written
 from sordino.evidence import digest
@@ -111,9 +112,13 @@ class Collector:
                 self.store.put(key, lent.statistics, {**manifest, "from": lent.run})
                 return lent.statistics
         label = f"{'model' if which == 'tuned' else 'untuned model'}" + (f", {view}" if view else "")
-        made = self.reader.measure(tokens, which, self.ticker(label, len(tokens)))
+        tick = self.ticker(label, len(tokens))
+        made = statistics_in_shards(
+            self.store, key, tokens, lambda some: self.reader.measure(some, which, tick), tick
+        )  # fmt: skip
         self.forwards += 1
         self.store.put(key, made, manifest)
+        self.store.drop(key)
         return made
 
     def repeats(self, prefixes: Sequence[np.ndarray], suffixes: Sequence[np.ndarray]) -> list[bool]:

@@ -22,6 +22,7 @@ from sordino.audit.inputs import Context, provide
 from sordino.audit.planted import Found, canary_levels, expose
 from sordino.audit.reporting import findings_of, known_metrics, report_of
 from sordino.audit.require import check_names, parse
+from sordino.audit.secrets import check_secrets
 from sordino.audit.settings import load_external
 from sordino.audit.untested import Kind, untested
 from sordino.audit.utility import utility
@@ -118,6 +119,8 @@ def _audit(
     )  # fmt: skip
     chosen = choose(names, context)
     check_names(plan.require, known_metrics(chosen, plan, collector))
+    if chosen.secrets:
+        check_secrets(plan, candidates)
 
     made = [*chosen.membership.values(), *chosen.extraction.values()]
     views = {name: view for attack in made for name, view in attack.views.items()}

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 
-import msgspec
 import numpy as np
 
 from sordino.attacks.extraction.exposure import Exposure, exposure
@@ -11,6 +10,7 @@ from sordino.attacks.formats import Format
 from sordino.attacks.mentions import Mention
 from sordino.audit.evaluate import Evidence
 from sordino.audit.inputs import Context
+from sordino.audit.parts import in_parts
 from sordino.audit.secrets import Ranked, formats, judged, standing
 from sordino.audit.weights import weights
 from sordino.errors import AuditError
@@ -46,7 +46,8 @@ def secrets(context: Context, evidence: Evidence) -> tuple[SecretFinding, ...]:
             asked, place = [found.mentions[i] for i in drawn], place[drawn]
             ranked = _ranked(context, plan, form, asked, [context.examples[i] for i in place])
             if ranked and all(one.why for one in ranked):
-                raise AuditError(f"No secret of kind {plan.kind} (audit.secrets) can be ranked: {ranked[0].why}")
+                message = f"No secret of kind {plan.kind} (audit.secrets) can be ranked. Of the first: {ranked[0].why}"
+                raise AuditError(message, "Correct its format, or leave it out: --audit.secrets '[]' asks about none.")
             counts = {
                 "not of the format": found.outside, "in inputs": found.inputs, "told by the record": found.told,
             }  # fmt: skip
@@ -87,22 +88,14 @@ def _ranked(
     places = [f"{m.span.message} {m.span.start} {m.span.stop}" for m in asked]
     # Of a word list the words count, not its name: the strings from first to last are told by the automaton.
     settings = digest(plan.format, repr(form.automaton), str(budget), *places)
-    tick, found = collector.ticker(f"secrets, {plan.kind}", len(asked)), []
-    if not asked:
-        return []
     keys = [collector.key(examples, which, "secrets/1", settings) for which in ("tuned", "base")]
-    for start in range(0, len(asked), _PART):
-        some = asked[start : start + _PART]
-        path = f"secrets/{digest(*keys)}/{start}-{start + len(some)}.json"
-        file = collector.run.private / path
-        if not file.exists():
-            made = [_expose(context, form, mention, tick) for mention in some]
-            collector.forwards += 1
-            collector.run.write_private(path, encode(made))
-        else:
-            tick(len(some))
-        found += msgspec.json.decode(file.read_bytes(), type=list[Ranked])
-    return found
+    tick = collector.ticker(f"secrets, {plan.kind}", len(asked))
+
+    def work(start: int, stop: int) -> list[Ranked]:
+        collector.forwards += 1
+        return [_expose(context, form, mention, tick) for mention in asked[start:stop]]
+
+    return in_parts(collector.run, f"secrets/{digest(*keys)}", len(asked), _PART, work, Ranked, tick=tick)
 
 
 def _expose(context: Context, form: Format, mention: Mention, tick: Callable[[int], None]) -> Ranked:

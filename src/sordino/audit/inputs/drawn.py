@@ -1,16 +1,19 @@
 """With which probability samplers draw each token of each record: no text is generated for it."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from sordino.audit.borrowed import borrowed_arrays
 from sordino.audit.inputs.context import Context, Pair
+from sordino.audit.parts import in_shards
 from sordino.audit.subjects import Trained
 from sordino.audit.weights import has_weights, weights
 from sordino.audit.written import Written
 from sordino.evidence import digest
 from sordino.results import Decoding, encode
+from sordino.serialize import Tokens
 from sordino.signals import Drawn, Signals
 
 __all__ = ["give", "lacking"]
@@ -72,8 +75,14 @@ def _made(context: Context, which: str, decodings: tuple[Decoding, ...], key: st
 
     name = f"{'model' if which == 'tuned' else 'untuned model'}, {len(decodings)} decodings"
     tick = collector.ticker(name, len(context.examples))
-    targets = np.concatenate([t.ids[t.target] for t in tokens] or [np.empty(0, dtype=np.int32)])
-    made = {"logprob": drawn(weights(collector.reader, which), tokens, decodings, tick=tick), "token": targets}
+    model = weights(collector.reader, which)
+
+    def measure(some: Sequence[Tokens]) -> dict[str, np.ndarray]:
+        targets = np.concatenate([t.ids[t.target] for t in some] or [np.empty(0, dtype=np.int32)])
+        return {"logprob": drawn(model, some, decodings, tick=tick), "token": targets}
+
+    made = in_shards(collector.store, key, tokens, measure, tick)
     collector.forwards += 1
     collector.store.put_arrays(key, made, manifest)
+    collector.store.drop(key)
     return made
