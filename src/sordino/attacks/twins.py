@@ -9,7 +9,7 @@ from jaxtyping import Float64
 
 from sordino.attacks.in_place import By, Ranked, rank
 from sordino.attacks.mentions import Mention, Question
-from sordino.errors import ConfigError, DataError
+from sordino.errors import ConfigError
 from sordino.pii.spans import NATIONAL
 from sordino.records import Message, Record
 from sordino.serialize import Serializer, Tokens
@@ -29,6 +29,8 @@ _WORDS = {
     "ZIP_CODE": "postal code", "NRP": "nationality", "ORGANIZATION": "organisation", "TITLE": "title",
 }  # fmt: skip
 _PARTS = ("prompt", "completion")
+# So many tokens are worth a pass of their own.
+_SAVED = 1024
 
 
 def in_words(kind: str) -> str:
@@ -48,11 +50,10 @@ class Twin:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """`ids` (T) of a prompt with a value after it, as the serializer makes them; the value is `ids[first:stop]`."""
+    """`ids` (T) of a prompt and a value at its end, as the serializer makes them; the value is `ids[first:]`."""
 
     ids: np.ndarray
     first: int
-    stop: int
 
 
 def linked_to(mention: Mention, others: Sequence[Mention]) -> tuple[Mention, ...]:
@@ -127,15 +128,11 @@ def pairs_of(known: Sequence[Twin], serializer: Serializer) -> list[tuple[np.nda
     for twin in known:
         value, record = twin.question.mention.value, twin.question.mention.record
         rows = [_answer(_asked(record, prompt, value), value, serializer) for prompt in twin_prompts(twin)]
-        made += [(row.ids[: row.first], row.ids[row.first : row.stop]) for row in rows if row is not None]
+        made += [(row.ids[: row.first], row.ids[row.first :]) for row in rows if row is not None]
     return made
 
 
 def _answer(record: Record, value: str, serializer: Serializer) -> Answer | None:
-    try:
-        ids = serializer.encode(record).ids
-    except DataError:
-        return None  # too long, where that is refused
     text, _ = serializer.render(record)
     begin = text.rfind(value)
     if begin < 0:
@@ -143,23 +140,47 @@ def _answer(record: Record, value: str, serializer: Serializer) -> Answer | None
     stop = begin + len(value)
     # The blank before it, which some tokens have in them and others not, is part of the value.
     begin = len(text[:begin].rstrip(" "))
-    tokens, spans = serializer.tokenize(text, template=serializer.templated(record))
+    ids, spans = serializer.tokenize(text, template=serializer.templated(record))
     inside = [i for i, (first, last) in enumerate(spans) if last > begin and first < stop]
-    front = serializer.leading(tokens)
-    if not inside or front + inside[-1] + 1 > min(len(ids), serializer.max_length):
+    front = [int(serializer.tokenizer.bos_token_id)] * serializer.leading(ids)
+    if not inside or len(front) + inside[-1] + 1 > serializer.max_length:
         return None
-    return Answer(ids=ids, first=front + inside[0], stop=front + inside[-1] + 1)
+    kept = np.array([*front, *ids[: inside[-1] + 1]], dtype=np.int32)
+    return Answer(ids=kept, first=len(front) + inside[0])
 
 
-def summed(model: "Model", rows: Sequence[Answer]) -> Float64[np.ndarray, " rows"]:
-    """The summed ln p, in nats, of the value of each row; what all rows begin with is read once."""
-    from sordino.collect import collect  # here, so that listing attacks does not load torch
+def summed(model: "Model", groups: Sequence[Sequence[Answer]]) -> list[Float64[np.ndarray, " rows"]]:
+    """The summed ln p, in nats, of the value of each row, by groups of rows with the same prompt.
 
-    shortest = min(min(row.first for row in rows), min(len(row.ids) for row in rows) - 1)
+    What the rows of a group begin with is read once, where that saves enough; all others are read together.
+    """
+    found: list[np.ndarray] = [np.zeros(0)] * len(groups)
+    whole = []
+    for number, rows in enumerate(groups):
+        front = _front(rows, model.context)
+        if front * (len(rows) - 1) >= _SAVED:
+            found[number] = _sums(model, rows, front)
+        else:
+            whole.append(number)
+    if whole:
+        sums = _sums(model, [row for number in whole for row in groups[number]], 0)
+        ends = np.cumsum([len(groups[number]) for number in whole])[:-1]
+        for number, mine in zip(whole, np.split(sums, ends), strict=True):
+            found[number] = mine
+    return found
+
+
+def _front(rows: Sequence[Answer], context: int) -> int:
+    """How many first tokens all rows share, but for the last of them."""
+    shortest = min(row.first for row in rows)
     head = np.stack([row.ids[:shortest] for row in rows])
     same = int(np.logical_and.accumulate((head == head[0]).all(axis=0)).sum())
-    front = max(0, same - 1)
-    front = front if max(row.stop for row in rows) <= model.context else 0
+    return max(0, same - 1) if max(len(row.ids) for row in rows) <= context else 0
+
+
+def _sums(model: "Model", rows: Sequence[Answer], front: int) -> np.ndarray:
+    from sordino.collect import collect  # here, so that listing attacks does not load torch
+
     found = collect(model, [_tokens(row, front) for row in rows], after=rows[0].ids[:front] if front else None)
     running = np.concatenate([[0.0], np.cumsum(found.logprob, dtype=np.float64)])
     sums: np.ndarray = running[found.offsets[1:]] - running[found.offsets[:-1]]
@@ -167,9 +188,9 @@ def summed(model: "Model", rows: Sequence[Answer]) -> Float64[np.ndarray, " rows
 
 
 def _tokens(row: Answer, front: int) -> Tokens:
-    target = np.zeros(row.stop - front, dtype=bool)
+    target = np.zeros(len(row.ids) - front, dtype=bool)
     target[max(1, row.first - front) :] = True
-    return Tokens(ids=row.ids[front : row.stop], target=target, text="")
+    return Tokens(ids=row.ids[front:], target=target, text="")
 
 
 def scores(sums: Sequence[np.ndarray], rows: Sequence[Sequence[Answer]], by: By) -> Float64[np.ndarray, " n"]:
@@ -180,7 +201,7 @@ def scores(sums: Sequence[np.ndarray], rows: Sequence[Sequence[Answer]], by: By)
     if by not in ("perplexity", "logprob"):
         raise ConfigError(f"by is {by!r}.", "Rank by 'perplexity' or 'logprob'.")
     each = [
-        total / np.array([row.stop - row.first for row in mine]) if by == "perplexity" else total
+        total / np.array([len(row.ids) - row.first for row in mine]) if by == "perplexity" else total
         for total, mine in zip(sums, rows, strict=True)
     ]
     mean: np.ndarray = np.mean(each, axis=0)
@@ -192,10 +213,10 @@ def ranked(
     serializer: Serializer,
     by: By,
     tick: Callable[[int], None],
-    ask: Callable[[Sequence[Answer]], np.ndarray],
+    ask: Callable[[Sequence[Sequence[Answer]]], Sequence[np.ndarray]],
     room: int | None = None,
 ) -> list[Ranked]:
-    """Where the true value of each twin comes, if `ask` gives the summed ln p of the values of rows.
+    """Where the true value of each twin comes, if `ask` gives the summed ln p of the values of rows, prompt by prompt.
 
     Rows of more than `room` tokens cannot be asked about.
     """
@@ -203,10 +224,10 @@ def ranked(
     for twin in twins:
         count = len(twin.question.values)
         rows = answers(twin, serializer)
-        if rows is None or (room is not None and max(row.stop for mine in rows for row in mine) > room):
+        if rows is None or (room is not None and max(len(row.ids) for mine in rows for row in mine) > room):
             found.append(Ranked(rank=None, candidates=count, queries=0, tried=False))
         else:
-            values = scores([ask(mine) for mine in rows], rows, by)
+            values = scores(ask(rows), rows, by)
             found.append(Ranked(rank=rank(values, twin.question.answer), candidates=count, queries=count * len(rows)))
         tick(1)
     return found

@@ -1,6 +1,7 @@
 """Soft prompts on personal data: embeddings trained on known people make the model tell of the others."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from sordino.attacks.base import extraction
@@ -48,8 +49,10 @@ def pii_soft_prompts(  # noqa: PLR0913 - the budget, each part of it
     if soft is None:
         soft = train_soft_prompt(model, pairs_of(known, serializer), tokens=tokens, steps=steps, seed=seed)
 
-    def ask(rows: Sequence[Answer]) -> "np.ndarray":
-        prefixes, suffixes = [row.ids[: row.first] for row in rows], [row.ids[row.first : row.stop] for row in rows]
-        return logprobs_after(model, soft, prefixes, suffixes)
+    def ask(groups: Sequence[Sequence[Answer]]) -> "list[np.ndarray]":
+        flat = [row for rows in groups for row in rows]
+        sums = logprobs_after(model, soft, [r.ids[: r.first] for r in flat], [r.ids[r.first :] for r in flat])
+        ends = [sum(map(len, groups[:number])) for number in range(len(groups) + 1)]
+        return [sums[start:stop] for start, stop in pairwise(ends)]
 
     return ranked(twins, serializer, by, tick, ask, room=model.context - len(soft))

@@ -31,8 +31,8 @@ def pii_twin_prompts(
 ) -> list[Ranked]:
     """Rank the candidates of each question by how likely they are after prompts made of the person's other entities.
 
-    The likelihood is the product over the tokens of the value alone, as published; of several prompts the mean of its
-    logarithm counts, so that none is chosen. What the paper compares with random values of a kind is here a rank
-    among candidates.
+    The likelihood is the product over the tokens of the value alone; of several prompts the mean of its logarithm
+    counts, so that none is chosen. `by` "perplexity" ranks by the mean a token. The paper asks how likely the true
+    value is given what else is known; here that is compared with candidates of its kind.
     """
     return ranked(twins, serializer, by, tick, lambda rows: summed(model, rows))
