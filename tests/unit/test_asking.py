@@ -44,6 +44,7 @@ def run(make_model, tmp_path_factory):
         "audit": {
             "shuffles": 199, "prefix_tokens": 8, "suffix_tokens": 10, "fpr": [0.1],
             "near_bound": {"records": 5, "beam": 2}, "sampling": {"limit": 10},
+            "generated": {"texts": 2, "tokens": 8},
         },
     }  # fmt: skip
     return create_external(load_external(values))
