@@ -42,7 +42,8 @@ def text(number):
 
 def learn_behind(model, known, steps):
     """Fit `model` to texts that stand behind what is hidden."""
-    rows = [torch.tensor(HIDDEN + model.tokenizer(one).input_ids) for one in known]
+    start = [model.tokenizer.bos_token_id]
+    rows = [torch.tensor(HIDDEN + start + model.tokenizer(one).input_ids) for one in known]
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     labels = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-100)
     labels[:, : len(HIDDEN) + 1] = -100
@@ -61,7 +62,7 @@ def run(make_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("soft")
     model, inside, outside = make_model("llama", seed=3), range(0, 68, 2), range(1, 68, 2)
     save(model, folder / "base")
-    learn_behind(model, [text(i) for i in inside], steps=60)
+    learn_behind(model, [text(i) for i in inside], steps=70)
     save(model, folder / "tuned")
     for name, some in (("in", inside), ("out", outside)):
         write_rows(folder / f"{name}.jsonl", [{"text": text(i)} for i in some])
@@ -122,8 +123,8 @@ def windows(context, examples):
 def test_what_plain_decoding_does_not_give_comes_out_of_the_model_that_knows_it_and_of_no_other(report):
     found = named(report)
     assert found.records == 34
-    assert found.estimates["rate"].value > 0.5 and found.estimates["excess"].low > 0
-    assert found.estimates["gain"].value > 0.25
+    assert found.estimates["rate"].value > 0.7 and found.estimates["excess"].low > 0
+    assert found.estimates["gain"].value > 0.4
     assert found.estimates["non-members"].value == 0
     assert found.control["rate"].value == found.control["plain"].value == 0
     assert report.metrics["extraction.soft_prompt.gain"] == found.estimates["gain"]
