@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Int
 
 from sordino.attacks.base import extraction
 from sordino.errors import AuditError
@@ -36,7 +35,7 @@ class Elicited:
 def soft_prompt(
     model: "Model",
     soft: "SoftPrompt",
-    prefixes: Sequence[Int[np.ndarray, " P"]],
+    prefixes: Sequence[np.ndarray],
     lengths: Sequence[int],
     *,
     tick: Callable[[int], None] = lambda done: None,
@@ -44,9 +43,9 @@ def soft_prompt(
     """Decode what a model puts after beginnings of records, with a soft prompt before them and without.
 
     `soft` is of `sordino.attacks.soft_prompts.train_soft_prompt`: trained, the model frozen, on beginnings and
-    passages of records that the adversary knows to be members. `lengths[i]` tokens follow `prefixes[i]`; `tick` is
-    told how many are done. This is Ethicist but for its second part: it samples many suffixes and ranks them by a
-    calibrated confidence, where here the one greedy suffix is taken.
+    passages of records that the adversary knows to be members. `lengths[i]` tokens follow the token ids
+    `prefixes[i]`; `tick` is told how many are done. This is Ethicist but for its second part: it samples many
+    suffixes and ranks them by a calibrated confidence, where here the one greedy suffix is taken.
     Raises `AuditError` for an empty prefix, and as `continue_after` does.
     """
     from sordino.attacks.soft_prompts import continue_after

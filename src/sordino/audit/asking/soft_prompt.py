@@ -140,8 +140,8 @@ def _notes(
     plan, losses = context.plan.soft_prompt, found.losses
     few = max(1, len(losses) // 10)
     notes = [
-        f"The soft prompt of {plan.tokens} tokens was trained on the first passages of {known} known members, none of "
-        f"them judged: its loss went from {losses[:few].mean():.3g} to {losses[-few:].mean():.3g}.",
+        f"The soft prompt was trained on the first passages of {known} known members, none of them judged: its loss "
+        f"went from {losses[:few].mean():.3g} to {losses[-few:].mean():.3g}.",
         f"{len(judged)} records were drawn, at most {plan.records} on either side, and the first passage of each was "
         f"asked for. {int(found.soft.sum())} came word for word, {int(found.plain.sum())} without the soft prompt and "
         f"{int((found.soft & found.plain).sum())} either way.",
