@@ -59,7 +59,12 @@ def run(make_model, tmp_path_factory):
         "split": {"candidates": 0.6, "validation": 0.25},
         "train": {"epochs": 4, "learning_rate": 2e-2, "batch_size": 8, "max_length": 64},
         "canaries": {"per_level": 0},
-        "audit": {"shuffles": 99, "generated": {"texts": 2, "tokens": 8}},
+        "audit": {
+            "shuffles": 99,
+            "generated": {"texts": 2, "tokens": 8},
+            "soft_prompt": {"steps": 4, "records": 8},
+            "near_bound": {"records": 4, "beam": 2},
+        },
     }
     return fine_tune(load(values=values, environment={}))
 
