@@ -33,18 +33,20 @@ def test_a_pass_that_is_killed_goes_on_with_its_shards(llama, tmp_path, monkeypa
         if len(read) == 2 and not ticked:
             raise Killed
         read.append(len(some))
-        return collect(llama, some)
+        made = collect(llama, some)
+        return made, {"twice": 2 * made.logprob}
 
     with pytest.raises(Killed):
         statistics_in_shards(store, "key", tokens, measure, ticked.append)
     assert read == [4, 4] and sorted(p.name for p in tmp_path.iterdir()) == ["key.0-4", "key.4-8"]
     ticked.append(0)
-    found = statistics_in_shards(store, "key", tokens, measure, ticked.append)
+    found, more = statistics_in_shards(store, "key", tokens, measure, ticked.append)
     assert read == [4, 4, 3] and ticked == [0, 4, 4]
     whole = collect(llama, tokens)
     assert found.offsets.tolist() == whole.offsets.tolist() and found.others is None
     for name, column in whole.present().items():
         np.testing.assert_allclose(found.present()[name], column, atol=1e-5, err_msg=name)
+    np.testing.assert_array_equal(more["twice"], 2 * found.logprob)
     store.put("key", found, {})
     store.drop("key")
     assert [p.name for p in tmp_path.iterdir()] == ["key"]

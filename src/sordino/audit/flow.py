@@ -19,6 +19,7 @@ from sordino.audit.external import create_external
 from sordino.audit.extracting import extract
 from sordino.audit.gates import base_gate, blind_gate, bound_gate, canary_gate, lower_bound, shuffle_gate
 from sordino.audit.inputs import Context, provide
+from sordino.audit.inputs.drawn import along
 from sordino.audit.planted import Found, canary_levels, expose
 from sordino.audit.reporting import findings_of, known_metrics, report_of
 from sordino.audit.require import check_names, parse
@@ -126,7 +127,7 @@ def _audit(
     views = {name: view for attack in made for name, view in attack.views.items()}
     wanted = {name for attack in made for name in attack.inputs}
     with context.timed("passes"):
-        own = collector.signals(candidates, views)
+        own = collector.signals(candidates, views, along(context) if "drawn" in wanted else ())
     pair = provide(wanted, context, own)
     evidence = Evidence.of(candidates, seeds(_HALVES))
     with context.timed("statistics"):

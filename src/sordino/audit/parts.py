@@ -75,15 +75,20 @@ def in_shards(
     return {column: np.concatenate([part[column] for part in found]) for column in found[0]}
 
 
+Measured = tuple[Statistics, Mapping[str, np.ndarray]]
+"""Statistics, and more columns with a row a target."""
+
+
 def statistics_in_shards(
-    store: Store, key: str, tokens: Sequence[Tokens], measure: Callable[[Sequence[Tokens]], Statistics], tick: Tick
-) -> Statistics:
-    """`in_shards` of a pass that makes `Statistics`."""
+    store: Store, key: str, tokens: Sequence[Tokens], measure: Callable[[Sequence[Tokens]], Measured], tick: Tick
+) -> Measured:
+    """`in_shards` of a pass that makes `Statistics`, and what else comes from it."""
 
     def columns(some: Sequence[Tokens]) -> dict[str, np.ndarray]:
-        made = measure(some)
-        return {"counts": np.diff(made.offsets), **made.present()}
+        made, more = measure(some)
+        return {"counts": np.diff(made.offsets), **made.present(), **{f"more.{name}": v for name, v in more.items()}}
 
     made: dict[str, Any] = in_shards(store, key, tokens, columns, tick)
     offsets = np.concatenate([[0], np.cumsum(made.pop("counts"))]).astype(np.int64)
-    return Statistics(offsets=offsets, **made)
+    more = {name.removeprefix("more."): made.pop(name) for name in list(made) if name.startswith("more.")}
+    return Statistics(offsets=offsets, **made), more
