@@ -118,7 +118,7 @@ audit:               # fixed before training, so that nothing can be chosen by w
     beam: 16
     distance: 0.1    # share of a passage's tokens that may differ
   generated:         # for --suite full: texts written from nothing and after beginnings, ranked and looked up
-    texts: 256       # in each of three ways
+    texts: 64        # in each of three ways
     tokens: 64
   inputs:            # what attacks may use besides; these and the suite may also be chosen at the audit
     known: 500       # records of which the adversary knows, on each side; none of them is judged

@@ -89,7 +89,7 @@ class NearBoundPlan:
 class GeneratedPlan:
     """The budget of `generate_and_rank`: it draws so many `texts` by each way of asking, of at most `tokens` each."""
 
-    texts: int = 256
+    texts: int = 64
     tokens: int = 64
 
 
