@@ -128,7 +128,7 @@ audit:               # fixed before training, so that nothing can be chosen by w
     smoothing: 0.7   # weight of the 5 tokens of highest loss of each passage; 0: none
     records: 100     # asked about, trained on and as many not
   generated:         # for --suite full: texts written from nothing and after beginnings, ranked and looked up
-    texts: 256       # in each of three ways
+    texts: 64        # in each of three ways
     tokens: 64
   secrets: []        # of formats you know: [{{kind: PIN, format: "[0-9]{{4}}"}}]; see docs/extraction.md
   inputs:            # what attacks may use besides; these, the suite and secrets may also be chosen at the audit

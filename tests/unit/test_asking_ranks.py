@@ -105,6 +105,7 @@ def test_figures_are_those_of_a_plain_recount(run, report):
     assert len(judged) < len(examples)  # the adversary knows some
     for which, estimates in (("tuned", named(report).estimates), ("base", named(report).control)):
         texts = [pieces(row["ids"]) for row in rows[which]]
+        assert all((row["longest"] >= least) == bool(t & trained) for row, t in zip(rows[which], texts, strict=True))
         assert [row["memorised"] for row in rows[which]] == [bool(t & (trained - held)) for t in texts]
         orders = {}
         for name in RANKINGS:

@@ -50,8 +50,8 @@ class Corpus:
     least: int
 
 
-def corpus_of(context: Context) -> Corpus:
-    """All candidates, all other records that were trained on, and those for validation."""
+def corpus_of(context: Context, most: int) -> Corpus:
+    """All candidates, all other records that were trained on, and those for validation; no run need exceed `most`."""
     collector = context.collector
     placed = load_split(collector.run.records).examples
     tokens: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
@@ -71,7 +71,7 @@ def corpus_of(context: Context) -> Corpus:
         for example in where(placed, role):
             # Not kept by the collector: there may be many, and nothing else is asked of them.
             add(example, _own(context, collector.serializer.encode(example.record).ids))
-    least = run_length([len(ids) for side in tokens for ids in side])
+    least = run_length([len(ids) for side in tokens for ids in side], most)
     return Corpus(
         trained=SuffixIndex(tokens[0]), held=SuffixIndex(tokens[1]), names=names, groups=groups,
         possible=np.array([len(ids) >= least for ids in judged], dtype=bool), least=least,

@@ -122,7 +122,7 @@ class SecretPlan:
 class GeneratedPlan:
     """The budget of `generate_and_rank`: it draws so many `texts` by each way of asking, of at most `tokens` each."""
 
-    texts: int = 256
+    texts: int = 64
     tokens: int = 64
 
 

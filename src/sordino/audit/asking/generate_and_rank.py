@@ -28,6 +28,8 @@ _BEST = 100
 # Texts between two results on disk.
 _PART = 64
 _TOP_K = 40
+# The run of Nasr et al. 2023; in short texts half of one is enough.
+_RUN = 50
 # A prompt has the token that texts begin with, and at most so many of a snippet.
 _SNIPPET = 10
 
@@ -52,7 +54,7 @@ class Made(msgspec.Struct, frozen=True, kw_only=True):
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """A text in private/: its `places` (from 1) in the rankings that kept it, and all that it `repeats`.
 
-    `memorised` and `others` are those of `attacks.rankings.Runs`.
+    `memorised`, `others` and `longest` are those of `attacks.rankings.Runs`.
     """
 
     strategy: str
@@ -61,6 +63,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     places: dict[str, int]
     memorised: bool
     others: bool
+    longest: int
     repeats: tuple[Repeated, ...]
 
 
@@ -87,7 +90,8 @@ def carry_out(context: Context, attack: Attack, pair: Pair, judge: Judge) -> Att
     """
     plan, collector = context.plan.generated, context.collector
     has_base = pair[1] is not None and has_weights(collector.reader, "base")
-    declared, corpus, length = "base" if has_base else "zlib", corpus_of(context), min(plan.tokens, _room(context))
+    declared, length = "base" if has_base else "zlib", min(plan.tokens, _room(context))
+    corpus = corpus_of(context, min(_RUN, length // 2))
     snippets = _snippets(context)
     made = {which: _made(context, attack, snippets, length, which, has_base) for which in _kinds(has_base)}
     rows = {which: _rows(context, corpus, ranked) for which, ranked in made.items()}
@@ -216,7 +220,7 @@ def _rows(context: Context, corpus: Corpus, made: Made) -> list[Row]:
         Row(
             strategy=made.strategies[i], ids=made.ids[i], text=made.texts[i], places=places[i],
             memorised=bool(found.members[i]), others=bool(found.others[i]),
-            repeats=tuple(repeats(corpus, ids, decode)),
+            longest=int(found.longest[i]), repeats=tuple(repeats(corpus, ids, decode)),
         )
         for i, ids in enumerate(tokens)
     ]  # fmt: skip
@@ -259,7 +263,7 @@ def _notes(
     tuned = made["tuned"]
     ways = ", ".join(f"{tuned.strategies.count(name)} {name}" for name in dict.fromkeys(tuned.strategies)) or "none"
     kept = len(tuned.orders.get(declared, ()))
-    longest = max((run.stop - run.start for row in rows for run in row.repeats if run.trained), default=0)
+    longest = max((row.longest for row in rows), default=0)
     notes = [
         f"Texts by the way of asking: {ways}. {tuned.dropped} more had fewer than {SHORTEST} tokens. In the ranking "
         f"'{declared}', declared before, {kept} are distinct, and the first {min(_BEST, kept)} of them are judged.",
