@@ -3,7 +3,7 @@
     python benchmarks/extraction_suite.py   prints two tables; --quick for 200 records and one round
 
 stories260k is tuned in full on answers of TOFU (both from $SORDINO_DATA, default: ../shared). A: what `sordino audit`
-does for `prefix`, `near` and `sampling` of the records judged, from an empty store: the pass of signals and that of
+does for `prefix`, `near` and `sampling` of the records judged, from an empty store: the pass that tells signals and
 five decodings, of the tuned and the untuned model, every window of every record, and the decoding of what they find.
 B: the same questions about one window a record, the first, record by record with transformers, under both models: one
 `model.generate(do_sample=False)`, which serves word for word and nearly alike, and one forward a record and decoding
@@ -35,6 +35,7 @@ from sordino.audit.collecting import Collector
 from sordino.audit.evaluate import Evidence
 from sordino.audit.extracting import Extracted, extract
 from sordino.audit.inputs import Context, Pair, provide
+from sordino.audit.inputs.drawn import along
 from sordino.config import load
 from sordino.model import Model
 from sordino.records.store import load as load_split
@@ -107,8 +108,8 @@ def context_of(run: Run) -> Context:
 def ours(context: Context) -> tuple[Extracted, Pair]:
     """A: as `sordino.audit.flow` does it."""
     known = discover("extraction")
-    chosen = Chosen(membership={}, extraction={n: known[n] for n in ATTACKS}, personal={}, left_out=())
-    own = context.collector.signals(context.examples, {})
+    chosen = Chosen(membership={}, extraction={n: known[n] for n in ATTACKS}, asking={}, personal={}, left_out=())
+    own = context.collector.signals(context.examples, {}, along(context))
     pair = provide({n for a in chosen.extraction.values() for n in a.inputs}, context, own)
     return extract(context, chosen, pair, Evidence.of(context.examples, 0)), pair
 
