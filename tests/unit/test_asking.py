@@ -27,6 +27,15 @@ def text(number):
     return "We saw " + " and the ".join(WORDS[i] for i in rng.permutation(len(WORDS))[:7].tolist())
 
 
+@pytest.fixture(scope="module", autouse=True)
+def only_this():
+    """Other attacks that ask the models have tests of their own, and take longer."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sordino.audit.asking.names", lambda: ("near_bound",))
+        patch.setattr("sordino.audit.choosing.PERSONAL", ())
+        yield
+
+
 @pytest.fixture(scope="module")
 def run(make_model, tmp_path_factory):
     """A model that knows ten sentences by heart, its base, and ten sentences that it never saw."""

@@ -32,6 +32,15 @@ def text(number):
     return f"{text(24)} {text(119)}" if number == 25 else " ".join(rng.permutation(WORDS)[: 4 + number % 9].tolist())
 
 
+@pytest.fixture(scope="module", autouse=True)
+def only_this():
+    """Other attacks that ask the models have tests of their own, and take longer."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sordino.audit.asking.names", lambda: ("generate_and_rank",))
+        patch.setattr("sordino.audit.choosing.PERSONAL", ())
+        yield
+
+
 @pytest.fixture(scope="module")
 def folder(make_model, tmp_path_factory):
     """A model that knows 13 notes by heart, its base, and 13 notes that it never saw."""
@@ -161,8 +170,13 @@ def test_a_second_audit_asks_no_model_and_what_is_lost_alone_is_made_again(run, 
     for file in (run.private / "generate_and_rank").glob("*/ranked.json"):
         file.unlink()
     parts = sorted((run.private / "generate_and_rank").glob("*/[0-9]*.json"))
-    assert sorted(p.name for p in parts) == ["0.json", "0.json", "64.json", "64.json"]  # 72 texts of either model
-    next(p for p in parts if p.name == "64.json").unlink()
+    assert sorted(p.name for p in parts) == [
+        "0-64.json",
+        "0-64.json",
+        "64-72.json",
+        "64-72.json",
+    ]  # 72 texts of either model
+    next(p for p in parts if p.name == "64-72.json").unlink()
     assert named(audit(run, attacks=["loss"], suite="full")) == named(report)
     assert asked == [8] and len(attacked) == 2
 

@@ -69,9 +69,12 @@ def test_secrets_learned_by_heart_are_exposed_and_no_others(report):
     assert found.bits == pytest.approx(math.log2(1000)) and found.kind == "PIN"
     assert found.members.value > 8 and max(found.base.value, found.others.value) < 4
     assert found.p_value < 0.001 and found.base_p_value < 0.005
+    # Two models, twenty secrets of three digits: a search reads at least the secret itself, at most all prefixes.
+    assert 2 * 20 <= found.counts["token-forwards"] <= 2 * 20 * 111
     assert found.counts == {
         "members": 10, "others": 10, "first guesses": found.counts["first guesses"], "first guesses of others": 0,
         "unranked": 0, "not of the format": 1, "in inputs": 0, "told by the record": 1,
+        "token-forwards": found.counts["token-forwards"],
     }  # fmt: skip
     assert found.counts["first guesses"] >= 8 and found.method == "exact rank by search"
 

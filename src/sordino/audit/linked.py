@@ -7,7 +7,7 @@ import numpy as np
 
 from sordino.attacks.mentions import Mention, Question, mentions
 from sordino.attacks.twins import Twin, linked_to, twins
-from sordino.audit.held import lacking_gradients
+from sordino.audit.held import lacking_embeddings, lacking_gradients
 from sordino.audit.inputs import Context
 from sordino.pii import Detector, default_detectors
 from sordino.records import Record
@@ -85,7 +85,8 @@ def lacking_links(name: str, context: Context) -> str:
     entities = entities_of(context)
     words = [] if any(map(entities.has_links, entities.judged)) else ["records with two or more entities"]
     if name in ON_KNOWN:
-        words += [more] if (more := lacking_gradients(context)) else []
+        lacking = lacking_embeddings if name == "pii_soft_prompts" else lacking_gradients
+        words += [more] if (more := lacking(context)) else []
         count = len(entities.known_twins(None, 0))
         if count < LEAST:
             where = "lower split.candidates, or give --known"

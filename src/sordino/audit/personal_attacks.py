@@ -16,12 +16,13 @@ from sordino.audit.evaluate import Evidence
 from sordino.audit.inputs import Context
 from sordino.audit.learned import Learned, recovered, softened
 from sordino.audit.linked import Entities, entities_of
+from sordino.audit.parts import in_parts
 from sordino.audit.personal import Subjects, extracted, guessed
 from sordino.audit.persons import PersonRow, person_rows, produced_rows
 from sordino.audit.weights import weights
 from sordino.evidence import digest
 from sordino.pii import NATIONAL_IDS, Lexicon
-from sordino.results import PersonalFinding, encode
+from sordino.results import PersonalFinding
 
 __all__ = ["PERSONAL", "personal"]
 
@@ -249,16 +250,10 @@ def _parts(job: _Job, which: str, work: Work[T], count: int, kind: type[T], lear
     more = () if learned is None else (learned.key,)
     key = collector.key(context.examples, which, "personal/1", digest(settings, *spans), *more)
     name = f"{'model' if which == 'tuned' else 'untuned model'}, {attack.name}"
-    tick, found = collector.ticker(name, count), []
-    for start in range(0, count, _PART):
-        stop = min(start + _PART, count)
-        path = f"personal/{key}/{start}-{stop}.json"
-        file = collector.run.private / path
-        if file.exists():
-            tick(stop - start)
-        else:
-            made = work(weights(collector.reader, which), start, stop, tick)
-            collector.forwards += 1
-            collector.run.write_private(path, encode(made))
-        found += msgspec.json.decode(file.read_bytes(), type=list[kind])  # type: ignore[valid-type]
-    return found
+    tick = collector.ticker(name, count)
+
+    def made(start: int, stop: int) -> list[T]:
+        collector.forwards += 1
+        return work(weights(collector.reader, which), start, stop, tick)
+
+    return in_parts(collector.run, f"personal/{key}", count, _PART, made, kind, tick=tick)

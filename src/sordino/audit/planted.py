@@ -89,6 +89,7 @@ def canary_levels(found: list[Found], confidence: float) -> tuple[CanaryLevel, .
                 left_out_exposures=tuple(outside),
                 bits=bits,
                 method=method,
+                forwards=sum(f.forwards for f in here),
             )
         )
     return tuple(levels)

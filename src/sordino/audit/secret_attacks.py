@@ -88,7 +88,7 @@ def _ranked(
     places = [f"{m.span.message} {m.span.start} {m.span.stop}" for m in asked]
     # Of a word list the words count, not its name: the strings from first to last are told by the automaton.
     settings = digest(plan.format, repr(form.automaton), str(budget), *places)
-    keys = [collector.key(examples, which, "secrets/1", settings) for which in ("tuned", "base")]
+    keys = [collector.key(examples, which, "secrets/2", settings) for which in ("tuned", "base")]
     tick = collector.ticker(f"secrets, {plan.kind}", len(asked))
 
     def work(start: int, stop: int) -> list[Ranked]:
@@ -113,7 +113,7 @@ def _expose(context: Context, form: Format, mention: Mention, tick: Callable[[in
     tick(1)
     return Ranked(
         bits=_bits(tuned), base_bits=_bits(base), exact=tuned.exact and base.exact,
-        first=tuned.exact and tuned.rank == 1,
+        first=tuned.exact and tuned.rank == 1, forwards=tuned.forwards + base.forwards,
     )  # fmt: skip
 
 

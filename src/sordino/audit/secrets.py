@@ -30,14 +30,16 @@ _SHUFFLES = 9_999
 class Ranked(msgspec.Struct, frozen=True, kw_only=True):
     """How exposed one secret is, in bits, under the tuned and the untuned model, as it is kept in private/.
 
-    `exact` says that both ranks were found by search; `first` that it is the tuned model's first guess. `why` is
-    what kept it from being ranked, empty where it was.
+    `exact` says that both ranks were found by search; `first` that it is the tuned model's first guess; `forwards`
+    counts the prefixes whose next token either was asked for. `why` is what kept it from being ranked, empty where it
+    was.
     """
 
     bits: float = 0.0
     base_bits: float = 0.0
     exact: bool = True
     first: bool = False
+    forwards: int = 0
     why: str = ""
 
 
@@ -185,6 +187,7 @@ def judged(  # noqa: PLR0913 - a plan, its secrets, and how to judge
             "first guesses": int((first & inside).sum()),
             "first guesses of others": int((first & outside).sum()),
             "unranked": int((~tried).sum()),
+            "token-forwards": sum(one.forwards for one in ranked),
             **counts,
         },
     )

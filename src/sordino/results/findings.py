@@ -129,7 +129,8 @@ class CanaryLevel:
     """Exposure, in bits, of the canaries repeated `repetitions` times in the training data.
 
     `left_out` has the canaries of the same level whose coin kept them out: the control.
-    `exposures` are the included canaries' own, so that a picture can show each one.
+    `exposures` are the included canaries' own, so that a picture can show each one. `forwards` counts the prefixes
+    whose next token the model was asked for.
     """
 
     repetitions: int
@@ -139,6 +140,7 @@ class CanaryLevel:
     left_out_exposures: tuple[float, ...]
     bits: float
     method: str
+    forwards: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from sordino.audit.evaluate import estimate
 from sordino.audit.external import External
 from sordino.audit.inputs import Context, Pair
 from sordino.audit.judging import Judge
+from sordino.audit.parts import in_parts
 from sordino.audit.repeated import Corpus, Repeated, corpus_of, repeats
 from sordino.audit.subjects import Trained
 from sordino.audit.weights import has_weights, weights
@@ -179,18 +180,13 @@ def _drawn(context: Context, wanted: Sequence[Wanted], which: str, folder: str) 
     """What a model writes, a part at a time."""
     collector = context.collector
     name = f"{'model' if which == 'tuned' else 'untuned model'}, texts of its own"
-    tick: Callable[[int], None] = collector.ticker(name, len(wanted))
-    found: list[Text] = []
-    for at in range(0, len(wanted), _PART):
-        path, part = f"{folder}/{at}.json", wanted[at : at + _PART]
-        file = collector.run.private / path
-        if file.exists():
-            tick(len(part))
-        else:
-            collector.run.write_private(path, encode(_written(weights(collector.reader, which), part, context, tick)))
-            collector.forwards += 1
-        found += msgspec.json.decode(file.read_bytes(), type=list[Text])
-    return found
+    tick = collector.ticker(name, len(wanted))
+
+    def work(start: int, stop: int) -> list[Text]:
+        collector.forwards += 1
+        return _written(weights(collector.reader, which), wanted[start:stop], context, tick)
+
+    return in_parts(collector.run, folder, len(wanted), _PART, work, Text, tick=tick)
 
 
 def _written(model: Any, wanted: Sequence[Wanted], context: Context, tick: Callable[[int], None]) -> list[Text]:

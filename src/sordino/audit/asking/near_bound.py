@@ -1,7 +1,6 @@
 """Which records a sampler writes nearly, at least: searches near the likeliest passage of some of them."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
@@ -9,6 +8,7 @@ import numpy as np
 from sordino.attacks.base import Attack, Odds, find, offered
 from sordino.audit.inputs import Context, Pair
 from sordino.audit.judging import Judge
+from sordino.audit.parts import in_parts
 from sordino.audit.queried import out
 from sordino.audit.weights import has_weights, weights
 from sordino.audit.written import Written
@@ -108,32 +108,24 @@ def _bounds(context: Context, attack: Attack, signals: Signals, chosen: np.ndarr
     decoding, settings = plan.sampling.decodings[0], plan.near_bound
     key = collector.key(examples, which, "near_bound/1", str(spans.tolist()), digest(encode([decoding, settings])))
     name = f"{'model' if which == 'tuned' else 'untuned model'}, {attack.name}"
-    tick: Callable[[int], None] = collector.ticker(name, len(examples))
-    found: list[Bound] = []
-    for at in range(0, len(examples), _PART):
-        path = f"near_bound/{key}/{at}.json"
-        file = collector.run.private / path
-        part = list(zip(examples[at : at + _PART], spans[at : at + _PART].tolist(), strict=True))
-        if not file.exists():
-            model: Any = weights(collector.reader, which)
-            made = []
-            for example, (start, stop) in part:
-                ids = collector.encode(example).ids
-                distance = max(1, round(settings.distance * (stop - start)))
-                one = attack(
-                    model, ids[:start], ids[start:stop], decoding, distance=distance, beam=settings.beam
-                )  # fmt: skip
-                made.append(
-                    Bound(
-                        record_id=example.record.id, verbatim=_log(one.verbatim), lower=_log(one.lower),
-                        complete=one.complete, forwards=one.forwards,
-                    )
-                )  # fmt: skip
-            collector.forwards += 1
-            collector.run.write_private(path, encode(made))
-        tick(len(part))
-        found += msgspec.json.decode(file.read_bytes(), type=list[Bound])
-    return found
+    tick = collector.ticker(name, len(examples))
+
+    def work(begin: int, end: int) -> list[Bound]:
+        model, made = weights(collector.reader, which), []
+        for example, (start, stop) in zip(examples[begin:end], spans[begin:end].tolist(), strict=True):
+            ids, distance = collector.encode(example).ids, max(1, round(settings.distance * (stop - start)))
+            one = attack(model, ids[:start], ids[start:stop], decoding, distance=distance, beam=settings.beam)
+            made.append(
+                Bound(
+                    record_id=example.record.id, verbatim=_log(one.verbatim), lower=_log(one.lower),
+                    complete=one.complete, forwards=one.forwards,
+                )
+            )  # fmt: skip
+            tick(1)
+        collector.forwards += 1
+        return made
+
+    return in_parts(collector.run, f"near_bound/{key}", len(examples), _PART, work, Bound, tick=tick)
 
 
 def _log(p: float) -> float | None:

@@ -14,6 +14,7 @@ from sordino.audit.extracted import Passage
 from sordino.audit.held import held, lacking_embeddings
 from sordino.audit.inputs import Context, Pair
 from sordino.audit.judging import Judge
+from sordino.audit.parts import in_parts
 from sordino.audit.subjects import Trained
 from sordino.audit.weights import weights
 from sordino.evidence import digest
@@ -202,20 +203,17 @@ def _found(
     collector = context.collector
     key = _key(context, judged, which, "soft prompt, decoded/1", trained)
     name = f"{'model' if which == 'tuned' else 'untuned model'}, {attack.name}"
-    tick, written = collector.ticker(name, len(judged)), []
-    for at in range(0, len(judged), _PART):
-        part, path = judged[at : at + _PART], f"soft_prompt/{key}/{at}.json"
-        file = collector.run.private / path
-        if not file.exists():
-            made = attack(
-                weights(collector.reader, which), _soft(soft), [one.prefix for one in part],
-                [len(one.suffix) for one in part],
-            )  # fmt: skip
-            collector.forwards += 2
-            rows = zip(made.soft, made.plain, strict=True)
-            collector.run.write_private(path, encode([_Written(soft=a.tolist(), plain=b.tolist()) for a, b in rows]))
+    tick = collector.ticker(name, len(judged))
+
+    def work(start: int, stop: int) -> list[_Written]:
+        part, vectors = judged[start:stop], _soft(soft)
+        prefixes, lengths = [one.prefix for one in part], [len(one.suffix) for one in part]
+        made = attack(weights(collector.reader, which), vectors, prefixes, lengths)
+        collector.forwards += 2
         tick(len(part))
-        written += msgspec.json.decode(file.read_bytes(), type=list[_Written])
+        return [_Written(soft=a.tolist(), plain=b.tolist()) for a, b in zip(made.soft, made.plain, strict=True)]
+
+    written = in_parts(collector.run, f"soft_prompt/{key}", len(judged), _PART, work, _Written, tick=tick)
     true = [one.suffix.tolist() for one in judged]
     return _Found(
         soft=np.array([row.soft == own for row, own in zip(written, true, strict=True)], dtype=bool),
