@@ -123,8 +123,14 @@ def _sections() -> dict[str, str]:
     return {part.partition(" -->")[0]: "<!-- " + part.rstrip() for part in parts}
 
 
+def _write(sections: dict[str, str]) -> None:
+    head = "# Benchmarks\n\nRatios are medians of interleaved rounds on one machine; absolute times are that machine's."
+    body = "\n\n".join(sections[n] for n in ABOUT if n in sections)
+    RESULTS.write_text(f"{head}\n\n{body}\n")
+
+
 def main() -> None:
-    """Run what is asked for and rewrite the file."""
+    """Run what is asked for; the file is rewritten after each, so that nothing is lost."""
     names = sys.argv[1:] or list(ABOUT)
     sections = _sections()
     for name in names:
@@ -133,9 +139,7 @@ def main() -> None:
         where = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, OMP_NUM_THREADS={threads}"
         made = f"`python benchmarks/run.py {name}` on {datetime.now(UTC):%Y-%m-%d}, {where}."
         sections[name] = f"<!-- {name} -->\n{ABOUT[name]}\n\n{made}\n\n{_table(name)}"
-    head = "# Benchmarks\n\nRatios are medians of interleaved rounds on one machine; absolute times are that machine's."
-    body = "\n\n".join(sections[n] for n in ABOUT if n in sections)
-    RESULTS.write_text(f"{head}\n\n{body}\n")
+        _write(sections)
 
 
 if __name__ == "__main__":
