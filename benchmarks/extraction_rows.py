@@ -7,6 +7,8 @@ from typing import Any
 
 from page import NOT_RUN
 
+from sordino.stats import mean_interval
+
 TITLES = {
     "tofu": "TOFU, stories260k",
     "presidio": "Presidio, stories260k",
@@ -25,14 +27,18 @@ def _percent(found: Sequence[Mapping[str, Any]]) -> str:
     return f"{value:.1f} [{100 * min(f['low'] for f in resolved):.1f}, {100 * max(f['high'] for f in resolved):.1f}]"
 
 
-def _bits(found: Sequence[Mapping[str, Any]]) -> str:
-    resolved = [f for f in found if f["value"] is not None]
-    if not resolved:
-        return "–"
-    return (
-        f"{mean(f['value'] for f in resolved):.1f} "
-        f"[{min(f['low'] for f in resolved):.1f}, {max(f['high'] for f in resolved):.1f}]"
-    )
+def _pooled(results: Sequence[Mapping[str, Any]], repetitions: int) -> tuple[float, float, float] | None:
+    """Mean exposure of the canaries of a level, all seeds together, with a 95 % t interval; None without canaries."""
+    levels = [c for r in results for c in r["canaries"] if c["repetitions"] == repetitions]
+    found = [bits for level in levels for bits in level["exposures"]]
+    if not found:
+        return None
+    one, most = mean_interval(found), levels[0]["bits"]
+    return mean(found), max(0.0, one.low), min(most, one.high)
+
+
+def _bits(pooled: tuple[float, float, float] | None) -> str:
+    return "–" if pooled is None else f"{pooled[0]:.1f} [{pooled[1]:.1f}, {pooled[2]:.1f}]"
 
 
 def _there(results: Results, data: str, epochs: int, seeds: Sequence[int]) -> list[Mapping[str, Any]]:
@@ -73,8 +79,7 @@ def _exposures(results: Results, data: str, epochs: Sequence[int], seeds: Sequen
         if not there:
             lines.append(_line([str(count), *[NOT_RUN] * (len(levels) + 1)]))
             continue
-        by_level = [[c for r in there for c in r["canaries"] if c["repetitions"] == k] for k in levels]
-        own = [_bits([c["included"] for c in some]) for some in by_level]
+        own = [_bits(_pooled(there, k)) for k in levels]
         outside = [b for r in there for c in r["canaries"] for b in c["left_out_exposures"]]
         floor = f"{mean(outside):.1f} (n = {len(outside)})" if outside else "–"
         lines.append(_line([str(count), *own, floor]))
@@ -173,11 +178,13 @@ def picture(results: Results, sets: Sequence[str], epochs: Sequence[int], seeds:
                                       alpha=0.12, linewidth=0)  # fmt: skip
             there = _there(results, data, epochs[-1], seeds)
             levels = sorted({c["repetitions"] for r in there for c in r["canaries"]})
-            means = [
-                [c["included"]["value"] for r in there for c in r["canaries"] if c["repetitions"] == k] for k in levels
-            ]
-            shown = [(k, mean(v for v in m if v is not None)) for k, m in zip(levels, means, strict=True) if any(m)]
-            right.plot([k for k, _ in shown], [v for _, v in shown], "-o", color=colour)
+            shown = [(k, one) for k in levels if (one := _pooled(there, k)) is not None]
+            # Beside each other, so that bars of several sets can be told apart.
+            aside = 0.95 ** (1 - list(colours).index(data))
+            right.errorbar(
+                [k * aside for k, _ in shown], [one[0] for _, one in shown], fmt="-o", color=colour, capsize=3,
+                yerr=[[one[0] - one[1] for _, one in shown], [one[2] - one[0] for _, one in shown]],
+            )  # fmt: skip
             outside = [b for r in there for c in r["canaries"] for b in c["left_out_exposures"]]
             if outside:
                 right.axhline(mean(outside), color=colour, linestyle="--", linewidth=1)
@@ -189,6 +196,7 @@ def picture(results: Results, sets: Sequence[str], epochs: Sequence[int], seeds:
         )
         right.set_xticks([1, 2, 4, 8, 16, 32], ["1", "2", "4", "8", "16", "32"])
         right.minorticks_off()
+        left.plot([], [], "--", color="#555555", label="never trained on, left out")
         left.legend(frameon=False, fontsize=9)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})

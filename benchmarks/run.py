@@ -1,7 +1,8 @@
 """Run the benchmarks and write benchmarks/RESULTS.md with the commands that made each table.
 
 python benchmarks/run.py [NAME ...]     all, or some of: startup, signals, attacks, suite, reduction, training,
-                                        clipping, shadows, records, matching, generation, demo
+                                        clipping, shadows, records, matching, generation,
+                                        extraction_suite, demo
 """
 
 import os
@@ -80,6 +81,10 @@ ABOUT = {
         "## Generation\n\nThe target: at least five times as fast as `model.generate` of transformers in a loop over "
         "requests, and not slower than `model.generate` on batches padded on the left. All write 50 tokens at most "
         "after beginnings of 10 to 60 tokens, with stories260k."
+    ),
+    "extraction_suite": (
+        "## Extraction of 2,000 records\n\nThe target: `prefix`, `near` and `sampling` of an audit at least 20 times "
+        "as fast as a loop over records with transformers, which tries one window of each."
     ),
     "demo": (
         "## The demonstration\n\nTwo trainings and two audits, without and with differential privacy: at most 4 "

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from sordino.commands import exit_code, newest
@@ -31,35 +32,43 @@ def run_list(as_json: bool) -> int:
         sys.stdout.write(encode(rows).decode())
         return 0
     from rich.console import Console
-    from rich.table import Table
+    from rich.padding import Padding
+    from rich.text import Text
 
-    table = Table("attack", "suite", "what it does", "sees", "needs", "costs", "paper")
-    for a in attacks:
-        table.add_row(a.name, _suite(a), a.summary, a.access, _needs(a), a.cost, a.paper)
-    Console().print(table)
+    console = Console(highlight=False)
+    for family, members in groupby(attacks, key=lambda a: a.family):
+        console.print(Text(f"{family.capitalize()} attacks", style="bold underline"))
+        for a in members:
+            console.print(Text.assemble((a.name, "bold"), f" (suite: {_suite(a)})"))
+            console.print(Padding(Text(a.summary), (0, 0, 0, 4)))
+            told = {"sees": a.access, "needs": _needs(a), "costs": a.cost, "paper": a.paper}
+            console.print(
+                Padding(Text("; ".join(f"{k}: {v}" for k, v in told.items() if v), style="dim"), (0, 0, 1, 4))
+            )
     return 0
 
 
 def _suite(attack: "Attack") -> str:
-    """The suite an attack is part of, in words."""
-    return {"membership": attack.suite, "in-context": "on its own"}.get(attack.family, "–")
+    """The smallest suite that an attack is part of, in words."""
+    return "on its own" if attack.family == "in-context" else attack.suite
 
 
 def _needs(attack: "Attack") -> str:
     """What an attack needs besides the model, in words."""
     words = {
-        "known": "records known to be non-members", "shadows": "shadow models", "units": "units of several records",
+        "known": "records of known membership", "shadows": "shadow models", "units": "units of several records",
         "scores": "other attacks", "samples": "generated text", "gradients": "the weights",
         "tuned_gradients": "the weights", "one_step": "the weights", "similarity": "embeddings",
         "rejected": "rejected answers", "prompt": "its prompt",
+        "prefixes": "known non-members to put before", "member_prefixes": "known members to put before",
+        "drawn": "", "compressed": "", "self_prompt": "a reference trained on its own text",
     }  # fmt: skip
     needs = [
         *(["the untuned base"] if attack.base else []),
         *(f"{v} view" for v in sorted(attack.views)),
         *(words.get(name, name.replace("_", " ")) for name in sorted(attack.inputs)),
-        *(["generated text"] if "samples" in attack.needs else []),
     ]
-    return ", ".join(needs) or "–"
+    return ", ".join(n for n in dict.fromkeys(needs) if n and n != attack.access)
 
 
 def run_plan(given: Mapping[str, float], as_json: bool) -> int:
@@ -204,7 +213,10 @@ def _audit(run: Run, require: Sequence[str], attacks: Sequence[str], plan: Audit
     from sordino.results import encode
 
     with display() as shown:
-        report = audit(run, require=require, attacks=attacks, suite=plan.suite, inputs=plan.inputs, ticker=shown.task)
+        report = audit(
+            run, require=require, attacks=attacks, suite=plan.suite, inputs=plan.inputs, secrets=plan.secrets,
+            ticker=shown.task,
+        )  # fmt: skip
     if as_json:
         sys.stdout.write(encode(report).decode())
     else:

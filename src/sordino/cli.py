@@ -344,7 +344,10 @@ def _run(arguments: Sequence[str] | None) -> int:
     except BrokenPipeError:
         return 0
     except KeyboardInterrupt:
-        _explain("Interrupted.", "A training goes on from its last checkpoint with `sordino train --resume RUN`.")
+        _explain(
+            "Interrupted.",
+            "`sordino train --resume RUN` goes on from the last checkpoint, the same `sordino audit` with what it has.",
+        )
         return 130
     except Exception:
         traceback.print_exc()

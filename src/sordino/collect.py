@@ -20,7 +20,10 @@ from sordino.reduction import head_statistics
 from sordino.serialize import Tokens
 from sordino.signals import Statistics
 
-__all__ = ["BATCH_TOKENS", "Head", "Window", "batched", "collect", "drawn", "likeliest", "padded", "windows_of"]
+__all__ = [
+    "BATCH_TOKENS", "Head", "Window", "batched", "collect", "collect_drawn", "drawn", "likeliest", "padded",
+    "windows_of",
+]  # fmt: skip
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 32768, "mps": 16384}
 # Settings by which known architectures change logits after the head.
@@ -187,9 +190,22 @@ def collect(
     architecture gives the same numbers that way; records are then no longer than the context that is left.
     `tick` is told how many records' tokens have been done.
     """
-    counts = np.array([int(t.target.sum()) for t in tokens], dtype=np.int64)
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return _collected(model, tokens, after, (), tick)[0]
+
+
+def collect_drawn(
+    model: Model, tokens: Sequence[Tokens], decodings: Sequence[Decoding], *, tick: Tick = lambda done: None
+) -> tuple[Statistics, np.ndarray]:
+    """What `collect` and `drawn` give, from one pass."""
+    return _collected(model, tokens, None, decodings, tick)
+
+
+def _collected(
+    model: Model, tokens: Sequence[Tokens], after: np.ndarray | None, decodings: Sequence[Decoding], tick: Tick
+) -> tuple[Statistics, np.ndarray]:
+    offsets = _offsets(tokens)
     total = int(offsets[-1])
+    drawn_by = np.zeros((total, len(decodings)), dtype=np.float32)
     out = {name: np.zeros(total, dtype=np.float32 if name in _FIELDS[:3] else np.int32) for name in _FIELDS}
     # Closed even where a batch fails: what is open keeps the model in evaluation mode, without gradients.
     with closing(_read(model, tokens, offsets, after, tick)) as batches:
@@ -197,10 +213,13 @@ def collect(
             found = head_statistics(head.logits, states, targets, head.vocabulary)
             for name, values in zip(_FIELDS, found, strict=True):
                 out[name][where] = values.cpu().numpy()
+            for piece in _pieces(len(states)) if decodings else ():
+                logits = head.logits(states[piece])
+                drawn_by[where[piece]] = decoding_logprob(logits, targets[piece], decodings).cpu().numpy()
     none = [np.empty(0, dtype=np.int64)]
     position = np.concatenate([np.flatnonzero(t.target) for t in tokens] or none).astype(np.int32)
     token = np.concatenate([t.ids[t.target] for t in tokens] or none).astype(np.int32)
-    return Statistics(offsets=offsets, position=position, token=token, **out)
+    return Statistics(offsets=offsets, position=position, token=token, **out), drawn_by
 
 
 def likeliest(
@@ -238,9 +257,12 @@ def _logits(
     """Whole logits, a few rows at a time: which rows of the output they are of, the logits (n, V), the targets (n)."""
     with closing(_read(model, tokens, offsets, None, tick)) as batches:
         for where, head, states, targets in batches:
-            for start in range(0, len(states), _ROWS):
-                piece = slice(start, start + _ROWS)
+            for piece in _pieces(len(states)):
                 yield where[piece], head.logits(states[piece]), targets[piece]
+
+
+def _pieces(rows: int) -> Iterator[slice]:
+    return (slice(start, start + _ROWS) for start in range(0, rows, _ROWS))
 
 
 def _read(

@@ -69,6 +69,7 @@ def run_init(data: str | None, out: Path, force: bool, task: str = "causal-lm") 
 
 def run_train(config: Path | None, keys: Sequence[str], resume: Path | None, dry_run: bool, as_json: bool) -> int:
     """Fine-tune, or show what would be done."""
+    from sordino.audit.secrets import check_secrets
     from sordino.config import load
     from sordino.train.flow import create, plan_of, prepare, train_run
 
@@ -84,6 +85,7 @@ def run_train(config: Path | None, keys: Sequence[str], resume: Path | None, dry
         say(f"reading {settings.data.path}")
         prepared = prepare(settings)
         show_notices(prepared.notices)
+        check_secrets(settings.audit, prepared.split.candidates)
         if dry_run:
             _show(plan_of(settings, prepared), as_json)
             return 0

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,15 @@ from sordino.errors import ModelError, first_line
 from sordino.evidence import digest, require_safetensors
 from sordino.model import Model, load, on_adapter, resolve, weights_digest
 
-__all__ = ["context_of", "fetch", "identity", "load_deployed", "quantize_int8", "virtual_tokens_of"]
+__all__ = [
+    "context_of",
+    "fetch",
+    "identity",
+    "load_deployed",
+    "quantize_int8",
+    "takes_embeddings",
+    "virtual_tokens_of",
+]
 
 _FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 # What transformers needs, beyond itself, to load weights that are stored quantised.
@@ -91,6 +100,17 @@ def context_of(folder: Path) -> int | None:
         if isinstance(value, int):
             return value
     return None
+
+
+def takes_embeddings(folder: Path) -> bool:
+    """Whether the model in `folder` reads embeddings in place of token ids; True where only its own code tells."""
+    import transformers
+
+    for name in _settings(folder).get("architectures") or ():
+        kind = getattr(transformers, str(name), None)
+        if kind is not None:
+            return "inputs_embeds" in signature(kind.forward).parameters
+    return True
 
 
 def virtual_tokens_of(adapter: Path) -> int:

@@ -5,6 +5,7 @@ on; every arithmetic attack reads them and runs no model.
 """
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -325,6 +326,11 @@ class Store:
             save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
             written = {**manifest, "digest": digest_file(path)}
             (folder / "manifest.json").write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
+
+    def drop(self, key: str) -> None:
+        """Remove the shards that stand beside `key`, if there are any."""
+        for shard in self.folder.glob(f"{key}.*"):
+            shutil.rmtree(shard, ignore_errors=True)
 
     def put(self, key: str, statistics: Statistics, manifest: Mapping[str, object]) -> None:
         """Store `statistics` under `key` with a readable manifest and the file's digest, whole or not at all."""

@@ -113,11 +113,25 @@ audit:               # fixed before training, so that nothing can be chosen by w
     texts: 256       # written from nothing, and searched
     text_tokens: 128
     regions: [US]    # countries whose telephone numbers need no country code
+    soft_tokens: 20  # of a soft prompt trained on known people, for --suite all
+    soft_steps: 80
+    recovery_people: 10 # known people on whom the model is fine-tuned a little, for --suite all
+    recovery_steps: 40
   near_bound:        # for --suite all: passages that sampling gives but for some tokens, at least how likely
     records: 50      # searched around, trained on and as many not
     beam: 16
     distance: 0.1    # share of a passage's tokens that may differ
-  inputs:            # what attacks may use besides; these and the suite may also be chosen at the audit
+  soft_prompt:       # for --suite all: vectors before the beginning of a record, trained on known records
+    tokens: 20       # how many vectors
+    steps: 80        # of their training
+    learning_rate: 1.0e-2
+    smoothing: 0.7   # weight of the 5 tokens of highest loss of each passage; 0: none
+    records: 100     # asked about, trained on and as many not
+  generated:         # for --suite full: texts written from nothing and after beginnings, ranked and looked up
+    texts: 64        # in each of three ways
+    tokens: 64
+  secrets: []        # of formats you know: [{{kind: PIN, format: "[0-9]{{4}}"}}]; see docs/extraction.md
+  inputs:            # what attacks may use besides; these, the suite and secrets may also be chosen at the audit
     known: 500       # records of which the adversary knows, on each side; none of them is judged
     shadows: 16      # shadow models
     shadow_kind: auto # same (as the target was trained), lora (adapters in place of full weights); auto: same

@@ -2,7 +2,9 @@
 
 import inspect
 import sys
-from dataclasses import fields, replace
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -106,8 +108,28 @@ def synthetic(gain: float, seed: int = 0, lengths=None, *, known: bool = True) -
     """Signals of a base model and of one tuned on `MEMBER` records, whose true tokens gained `gain` nats.
 
     With gain 0 members and non-members are alike: the tuned model moved, but at random. Views of a
-    record (lower case and the like) are texts that nothing was tuned on.
+    record (lower case and the like) are texts that nothing was tuned on. Every check asks for the same few, so they
+    are made once, and nobody can write to them.
     """
+    made = _synthetic(float(gain), seed, None if lengths is None else tuple(map(int, lengths)), known)
+    _seal(made)
+    return made
+
+
+def _seal(value: object) -> None:
+    """Let no array in `value` be written to."""
+    if isinstance(value, np.ndarray):
+        value.setflags(write=False)
+    elif is_dataclass(value):
+        for field in fields(value):
+            _seal(getattr(value, field.name))
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            _seal(part)
+
+
+@cache
+def _synthetic(gain: float, seed: int, lengths: tuple[int, ...] | None, known: bool) -> Signals:
     rng = np.random.default_rng(seed)
     lengths = rng.integers(30, 50, RECORDS) if lengths is None else np.asarray(lengths)
     total, rows = int(lengths.sum()), np.repeat(np.arange(len(lengths)), lengths)
@@ -160,7 +182,7 @@ def synthetic(gain: float, seed: int = 0, lengths=None, *, known: bool = True) -
     signals = replace(signals, base=reference)
     if not known:
         return signals
-    other = synthetic(gain, seed + 1000, known=False)
+    other = _synthetic(gain, seed + 1000, None, False)
     told = Known(signals=other, member=MEMBER)
     untold = Known(signals=replace(other.base, base=other.base), member=MEMBER)
     return replace(signals, known=told, base=replace(reference, known=untold))

@@ -8,6 +8,7 @@ attack needs no new test here.
 import json
 import shutil
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,12 @@ def run(make_model, tmp_path_factory):
         "split": {"candidates": 0.6, "validation": 0.25},
         "train": {"epochs": 4, "learning_rate": 2e-2, "batch_size": 8, "max_length": 64},
         "canaries": {"per_level": 0},
-        "audit": {"shuffles": 99},
+        "audit": {
+            "shuffles": 99,
+            "generated": {"texts": 2, "tokens": 8},
+            "soft_prompt": {"steps": 4, "records": 8},
+            "near_bound": {"records": 4, "beam": 2},
+        },
     }
     return fine_tune(load(values=values, environment={}))
 
@@ -147,14 +153,12 @@ def test_the_untuned_model_gives_nothing_away(first, name):
     assert abs(control.value - 0.5) < 4 * np.sqrt((attempt.coins + 1) / (3 * attempt.coins**2))
 
 
-@pytest.mark.parametrize(
-    "name", [n for n, a in ATTACKS.items() if not a.inputs or a.inputs <= {"units", "shadows", "known"}]
-)
-def test_a_constant_added_to_the_logits_changes_nothing(name):
-    attack, signals = ATTACKS[name], synthetic(1.0)
+@cache
+def with_logits_moved(by: float):
+    """Signals whose statistics are what our reduction finds in logits that give them, with a constant added."""
+    signals = synthetic(1.0)
 
-    def moved(statistics, by):
-        """`statistics` as our reduction finds them in logits that give them, with a constant added."""
+    def moved(statistics):
         rng = np.random.default_rng(0)
         n = len(statistics.token)
         logits = torch.from_numpy(rng.normal(size=(n, 24))) + by
@@ -163,12 +167,16 @@ def test_a_constant_added_to_the_logits_changes_nothing(name):
         whole = {k: columns[k].astype(np.int32) for k in ("rank", "top")}
         return replace(statistics, **{**columns, **whole})
 
-    def scores(by):
-        views = {k: replace(v, statistics=moved(v.statistics, by)) for k, v in signals.views.items()}
-        made = replace(signals, statistics=moved(signals.statistics, by), views=views)
-        return attack(given(made, attack))
+    views = {k: replace(v, statistics=moved(v.statistics)) for k, v in signals.views.items()}
+    return replace(signals, statistics=moved(signals.statistics), views=views)
 
-    np.testing.assert_allclose(scores(3.7), scores(0.0), rtol=1e-5, atol=1e-5)
+
+@pytest.mark.parametrize(
+    "name", [n for n, a in ATTACKS.items() if not a.inputs or a.inputs <= {"units", "shadows", "known"}]
+)
+def test_a_constant_added_to_the_logits_changes_nothing(name):
+    moved, kept = (ATTACKS[name](given(with_logits_moved(by), ATTACKS[name])) for by in (3.7, 0.0))
+    np.testing.assert_allclose(moved, kept, rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

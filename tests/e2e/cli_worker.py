@@ -85,6 +85,7 @@ def _points() -> dict[str, Callable[[Callable[[], None]], None]]:
     from sordino.dp.mechanism import Mechanism
     from sordino.dp.sampling import PoissonSampler
     from sordino.ledger import Journal
+    from sordino.run import Run
     from sordino.train import checkpoint, loop
     from sordino.train.promise import Promise
 
@@ -127,6 +128,7 @@ def _points() -> dict[str, Callable[[Callable[[], None]], None]]:
         "before a checkpoint": before(loop._Trainer, "checkpoint"),
         "in a half-written checkpoint": half_written,
         "before a folder is renamed": before(Path, "rename"),
+        "before something private is kept": before(Run, "write_private"),
         "before data is flushed": before(os, "fsync"),
         "before a step is in the journal": before(Journal, "start"),
         "before units are sampled": before(PoissonSampler, "batch"),

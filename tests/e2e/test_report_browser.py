@@ -156,7 +156,11 @@ def _requests(browser):
     return [url for url in sent if not url.startswith("data:")]
 
 
-@pytest.mark.parametrize(("width", "scheme"), VIEWS)
+# Where things stand does not depend on their colours: both are looked at always, but not on both screens.
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [pytest.param(*v, marks=() if v in ((380, "light"), (1280, "dark")) else pytest.mark.slow) for v in VIEWS],
+)
 @pytest.mark.parametrize(
     "name", ["leaks", "no leak found", "inconclusive", "invalid split", "hostile", "beside", "beside, many"]
 )

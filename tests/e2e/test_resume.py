@@ -91,7 +91,7 @@ def test_the_run_is_long_enough_to_be_interrupted(uninterrupted):
 
 
 DEATHS = [
-    *(("in a step", random.Random(seed).randrange(1, 3 * CHECKPOINT)) for seed in range(2)),
+    ("in a step", random.Random(0).randrange(1, 3 * CHECKPOINT)),
     ("before its losses are written", 6),
     ("in a half-written checkpoint", 1),
     ("in a half-written checkpoint", 3),
@@ -100,7 +100,7 @@ DEATHS = [
 ]
 MORE_DEATHS = [
     ("in a step", 1),
-    *(("in a step", random.Random(seed).randrange(1, 3 * CHECKPOINT)) for seed in range(2, 10)),
+    *(("in a step", random.Random(seed).randrange(1, 3 * CHECKPOINT)) for seed in range(1, 10)),
     *(("before a checkpoint", passage) for passage in (1, 3)),
     *(("before a folder is renamed", passage) for passage in (1, 4, 5, 6, 7, 8, 9)),
     *(("before data is flushed", passage) for passage in range(1, 30, 4)),
@@ -155,7 +155,11 @@ def wait_for_step(process: subprocess.Popen, folder: Path, wanted: int) -> Run:
     raise AssertionError(f"step {wanted} was never seen (exit code {process.returncode}): {out}{err}")
 
 
-@pytest.mark.parametrize(("kind", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+# Processes that kill themselves are killed above, at points that were chosen.
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [pytest.param(signal.SIGKILL, -signal.SIGKILL, marks=pytest.mark.slow), (signal.SIGINT, 130)],
+)
 def test_a_signal_from_outside_at_a_random_step(kind, code, values, uninterrupted, forked, tmp_path):
     config = tmp_path / "run.yaml"
     config.write_text(json.dumps(values))

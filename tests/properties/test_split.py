@@ -25,7 +25,7 @@ def place(chosen, threshold, seed):
     return [(*PLACEMENTS[p], g) for p, g in zip(placed.placement.tolist(), placed.founder.tolist(), strict=True)]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(rows, thresholds, seeds, st.data())
 def test_appending_records_moves_nobody(chosen, threshold, seed, data):
     old = data.draw(st.integers(0, len(chosen)))
@@ -34,7 +34,7 @@ def test_appending_records_moves_nobody(chosen, threshold, seed, data):
     assert [placement[:2] for placement in before] == [placement[:2] for placement in after]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(rows, thresholds, seeds)
 def test_no_duplicate_and_no_unit_straddles(chosen, threshold, seed):
     placed = place(chosen, threshold, seed)
@@ -46,7 +46,7 @@ def test_no_duplicate_and_no_unit_straddles(chosen, threshold, seed):
                 assert placed[i] == placed[j]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(rows, thresholds, seeds)
 def test_only_conflicts_are_excluded(chosen, threshold, seed):
     placed = place(chosen, threshold, seed)
@@ -65,7 +65,7 @@ def test_only_conflicts_are_excluded(chosen, threshold, seed):
             assert len(touched) > 1
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.one_of(texts, st.text(max_size=12)), max_size=25), st.sampled_from([0.2, 0.5, 0.8, 1.0]))
 def test_near_duplicates_are_exact(chosen, threshold):
     index = index_texts(chosen, threshold)
@@ -75,7 +75,7 @@ def test_near_duplicates_are_exact(chosen, threshold):
         index.add(i)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(rows, seeds)
 def test_the_public_split_follows_the_rule(chosen, seed):
     """With enough lone units added for an audit, `split` says of every row what the rule says."""

@@ -20,6 +20,7 @@ from sordino.results import (
     PersonalFinding,
     Requirement,
     RunCard,
+    SecretFinding,
     Verdict,
 )
 
@@ -70,6 +71,16 @@ def _personal() -> tuple[PersonalFinding, ...]:
                         **common),
         PersonalFinding(attack="pii_inference", kind="PERSON", scope="inputs", members=some, p_value=0.02, **common),
         PersonalFinding(attack="pii_extraction", kind="URL", scope="trained", members=none, p_value=1.0, **common),
+    )  # fmt: skip
+
+
+def _secrets() -> tuple[SecretFinding, ...]:
+    """Secrets of a format, some of them known by heart."""
+    members, base, others = (_estimate(bits, 0.5, "t interval") for bits in (9.5, 1.3, 1.6))
+    return (
+        SecretFinding(kind="PIN", format="[0-9]{4}", bits=13.3, members=members, base=base, others=others,
+                      p_value=0.0001, base_p_value=0.02, method="exact rank by search",
+                      counts={"members": 40, "others": 38, "first guesses": 12, "not of the format": 3}),
     )  # fmt: skip
 
 
@@ -327,6 +338,7 @@ def _skeleton(strength: float) -> AuditReport:
         attempts=(*attempts, extraction),
         effort=_effort(),
         personal=_personal(),
+        secrets=_secrets(),
         canaries=levels,
         gates=_gates(strength),
         utility=utility,

@@ -16,6 +16,7 @@ from sordino.audit.settings import load_external
 from sordino.config import load
 from sordino.errors import ConfigError
 from sordino.model import save
+from sordino.records.store import load as load_split
 
 WORDS = ("river", "stone", "market", "window", "garden", "letter", "bridge", "winter", "candle", "mirror", "forest")
 
@@ -24,6 +25,15 @@ def text(number):
     """A sentence that no other number has, and without personal data."""
     rng = np.random.default_rng(number)
     return "We saw " + " and the ".join(WORDS[i] for i in rng.permutation(len(WORDS))[:7].tolist())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def only_this():
+    """Other attacks that ask the models have tests of their own, and take longer."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sordino.audit.asking.names", lambda: ("near_bound",))
+        patch.setattr("sordino.audit.choosing.PERSONAL", ())
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +52,8 @@ def run(make_model, tmp_path_factory):
         "nonmembers": str(folder / "out.jsonl"), "out": str(folder / "runs"), "max_length": 64,
         "audit": {
             "shuffles": 199, "prefix_tokens": 8, "suffix_tokens": 10, "fpr": [0.1],
-            "near_bound": {"records": 6, "beam": 4}, "sampling": {"limit": 10},
+            "near_bound": {"records": 5, "beam": 2}, "sampling": {"limit": 10},
+            "generated": {"texts": 2, "tokens": 8},
         },
     }  # fmt: skip
     return create_external(load_external(values))
@@ -60,7 +71,7 @@ def named(report, name):
 
 def test_passages_are_written_nearly_by_the_model_that_knows_them_alone(report):
     found = named(report, "near_bound")
-    assert found.records == 12  # six on either side
+    assert found.records == 10  # five on either side
     assert found.estimates["rate"].value > 0.8
     assert found.estimates["non-members"].value == 0 and found.control["rate"].value == 0
     assert found.parameters["queries"] == 10 and found.parameters["decoding"] == "temperature 1"
@@ -70,27 +81,23 @@ def test_passages_are_written_nearly_by_the_model_that_knows_them_alone(report):
 def test_bounds_are_those_of_the_attack_itself_and_never_below_the_passage(run, report):
     files = sorted((run.private / "near_bound").glob("*/*.json"))
     bounds = [one for file in files for one in json.loads(file.read_text())]
-    assert len(files) == 4 and len(bounds) == 24  # two parts of either model
+    assert len(files) == 4 and len(bounds) == 20  # two parts of either model
     assert all(b["lower"] is None or b["lower"] >= b["verbatim"] - 1e-9 for b in bounds)
     collector = Collector(run, lambda name, total: lambda done: None)
-    member = collector.subject.tuned
     rows = json.loads((run.private / "sampling.json").read_text())
-    again = []
-    for record, spans in zip(rows["records"], rows["passage"], strict=True):
-        [example] = [e for e in _candidates(run) if e.record.id == record]
-        start, stop = spans[0]
-        ids = collector.encode(example).ids
-        distance = max(1, round(0.1 * (stop - start)))
-        again.append(near_bound(member, ids[:start], ids[start:stop], collector.card.plan.sampling.decodings[0],
-                                distance=distance, beam=4).lower)  # fmt: skip
-    mine = {round(float(np.exp(b["lower"])), 9) for b in bounds if b["lower"] is not None and b["lower"] > -1}
-    assert mine <= {round(p, 9) for p in again}
-
-
-def _candidates(run):
-    from sordino.records.store import load as load_split
-
-    return list(load_split(run.records).candidates)
+    known = {e.record.id: e for e in load_split(run.records).candidates}
+    spans = dict(zip(rows["records"], rows["passage"], strict=True))
+    likely = [b for b in bounds if b["lower"] is not None and b["lower"] > -1]
+    assert len(likely) >= 3  # those of the tuned model, of which the passages were kept
+    for bound in likely[:3]:
+        start, stop = spans[bound["record_id"]][0]
+        ids = collector.encode(known[bound["record_id"]]).ids
+        again = near_bound(
+            collector.subject.tuned, ids[:start], ids[start:stop], collector.card.plan.sampling.decodings[0],
+            distance=max(1, round(0.1 * (stop - start))), beam=2,
+        )  # fmt: skip
+        assert again.lower == pytest.approx(np.exp(bound["lower"]), rel=1e-6)
+        assert again.verbatim == pytest.approx(np.exp(bound["verbatim"]), rel=1e-6)
 
 
 def test_a_second_audit_asks_nothing_and_a_lost_part_alone_is_asked_again(run, report, monkeypatch):

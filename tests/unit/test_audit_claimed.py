@@ -38,3 +38,9 @@ def test_the_bound_on_gaussian_mechanisms_is_held_against_no_other_claim(tmp_pat
     assert (claim.epsilon is not None) is comparable
     if not comparable:
         assert "Gaussian trade-off curves" in claim.why
+
+
+def test_a_claim_about_records_is_not_held_against_coins_of_two(tmp_path):
+    pairs = np.arange(20) // 2
+    claim = claimed(run_with(tmp_path, 0.1), candidates(pairs < 5, pairs), AuditPlan())
+    assert claim.epsilon is None and "A coin decides about" in claim.why

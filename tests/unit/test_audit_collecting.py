@@ -12,6 +12,8 @@ import pytest
 from sordino.attacks.complexity import compressed_sizes
 from sordino.audit.collecting import Collector
 from sordino.audit.inputs import Context, compressed
+from sordino.audit.inputs.drawn import along, give
+from sordino.collect import drawn
 from sordino.config import load
 from sordino.errors import RunError
 from sordino.model import save
@@ -56,6 +58,22 @@ def signals(run: Run):
     collector = Collector(run)
     examples = [e for e in load_split(run.records).examples if e.role == "candidate"]
     return collector, *collector.signals(examples, {"lowercase": lowercase})
+
+
+def test_how_tokens_are_drawn_comes_along_with_the_pass_of_the_signals(run, monkeypatch):
+    collector, decodings = Collector(run), AuditPlan().sampling.decodings
+    examples = [e for e in load_split(run.records).examples if e.role == "candidate"]
+    collector.signals(examples, {}, decodings)
+    assert collector.forwards == 2
+    context = Context(collector=collector, examples=examples, known=[], plan=AuditPlan(), seed=0)
+    assert along(context) == decodings
+    kept = collector.store.arrays(collector.drawn_key(examples, "tuned", decodings))
+    wanted = drawn(collector.subject.tuned, [collector.encode(e) for e in examples], decodings)
+    np.testing.assert_allclose(kept["logprob"], wanted, atol=1e-5)
+    monkeypatch.setattr("sordino.collect.drawn", lambda *args, **more: pytest.fail("a pass of its own"))
+    pair = give(context, collector.signals(examples, {}, decodings))
+    np.testing.assert_array_equal(pair[0].sampled.logprob, kept["logprob"])
+    assert collector.forwards == 2
 
 
 def test_each_is_computed_once_ever(run, monkeypatch):

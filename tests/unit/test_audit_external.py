@@ -348,7 +348,7 @@ KEYS = ("--audit.shuffles", "199", "--audit.fpr", "[0.1]", "--max_length", "64",
         (["--model", "tuned", "--base", "base"], 0),
         (["--model", "tuned", "--base", "base", "--require", "membership.auc <= 0.2"], 3),
         (["--model", "base"], 4),
-        (["--model", "base", "--require", "membership.auc <= 0.2"], 3),
+        pytest.param(["--model", "base", "--require", "membership.auc <= 0.2"], 3, marks=pytest.mark.slow),
     ],
 )
 def test_exit_codes(desk, monkeypatch, capsys, words, code):

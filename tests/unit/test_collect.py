@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sordino import collect as collecting
 from sordino import reduction
-from sordino.collect import collect, drawn, likeliest
+from sordino.collect import collect, collect_drawn, drawn, likeliest
 from sordino.config import MethodConfig, ModelConfig
 from sordino.decoding import Decoding, decoding_logprob
 from sordino.model import Model, attach
@@ -310,3 +310,11 @@ def test_what_a_sampler_draws_is_told_for_every_target(model):
     # Drawn from all tokens at temperature 1, a token is as likely as the model says.
     np.testing.assert_allclose(found[:, 3], collect(model, tokens).logprob, atol=1e-4)
     assert 0 < np.isfinite(found[:, 1]).sum() < len(found)
+
+
+def test_one_pass_gives_statistics_and_what_is_drawn_as_two_do(model):
+    tokens, grid = some_tokens(), [Decoding(temperature=0.7, top_k=40), Decoding(top_p=0.9)]
+    statistics, found = collect_drawn(model, tokens, grid)
+    np.testing.assert_array_equal(found, drawn(model, tokens, grid))
+    for name, column in collect(model, tokens).present().items():
+        np.testing.assert_array_equal(statistics.present()[name], column, err_msg=name)

@@ -258,7 +258,15 @@ def test_one_order_for_all_epochs_is_caught():
         self_audit(replace(SETTINGS, relation="replace-one", sampler="shuffled"), build=SameOrder)
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda kind: kind.__name__)
+# Other mutants that the same check catches are among the slow tests.
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        pytest.param(m, marks=pytest.mark.slow if m in (NoiseAPart, ClippedAfterSumming, UnclippedLayer) else ())
+        for m in MUTANTS
+    ],
+    ids=lambda kind: kind.__name__,
+)
 def test_a_broken_mechanism_is_caught(mutant):
     with pytest.raises(DPError, match=MUTANTS[mutant]):
         self_audit(SETTINGS, build=mutant)

@@ -24,14 +24,20 @@ def logits(model):
         return module(input_ids=IDS, attention_mask=MASK, use_cache=False).logits.clone()
 
 
+METHODS = [
+    {"rank": 4}, {"kind": "full"}, {"kind": "ia3"}, {"kind": "prefix", "virtual_tokens": 4},
+    # Saved and read like one of those.
+    *(pytest.param(method, marks=pytest.mark.slow) for method in (
+        {"rank": 4, "variant": "dora"}, {"kind": "bitfit"}, {"kind": "prompt", "virtual_tokens": 4}, {"kind": "head"},
+    )),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "method",
-    [
-        {"rank": 4}, {"rank": 4, "variant": "dora"}, {"kind": "full"}, {"kind": "bitfit"}, {"kind": "ia3"},
-        {"kind": "prefix", "virtual_tokens": 4}, {"kind": "prompt", "virtual_tokens": 4}, {"kind": "head"},
-    ],
+    METHODS,
     ids=lambda method: "-".join(map(str, method.values())),
-)  # fmt: skip
+)
 def test_a_step_moves_the_weights_and_they_are_read_again(tmp_path, monkeypatch, method):
     rng = np.random.default_rng(0)
     lines = [{"text": " ".join(rng.choice(["red", "blue", "green", "brown"], 8))} for _ in range(60)]

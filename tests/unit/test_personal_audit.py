@@ -48,7 +48,8 @@ def run(make_model, tmp_path_factory):
         "nonmembers": str(folder / "out.jsonl"), "out": str(folder / "runs"), "max_length": 64,
         "audit": {
             "shuffles": 199, "prefix_tokens": 8, "suffix_tokens": 8, "fpr": [0.1],
-            "personal": {"mentions": 10, "candidates": 6, "texts": 160, "text_tokens": 50, "samples": 4},
+            "personal": {"mentions": 16, "candidates": 6, "texts": 160, "text_tokens": 50, "samples": 4},
+            "generated": {"texts": 2, "tokens": 8},
         },
     }  # fmt: skip
     return create_external(load_external(values))

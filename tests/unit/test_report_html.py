@@ -143,8 +143,8 @@ def test_every_sentence_of_the_report_is_on_the_page(pages):
 
 
 def test_sections_come_in_the_agreed_order(pages):
-    wanted = ["verdict", "threat-model", "claims", "trade-off", "attacks", "effort", "personal", "canaries", "excerpts",
-              "controls", "requirements", "untested", "data", "provenance"]  # fmt: skip
+    wanted = ["verdict", "threat-model", "claims", "trade-off", "attacks", "effort", "personal", "secrets", "canaries",
+              "excerpts", "controls", "requirements", "untested", "data", "provenance"]  # fmt: skip
     for one in pages.values():
         assert [section["id"] for section in one.having("section") if "id" in section] == wanted
         assert [a["href"] for a in one.having("a") if a.get("class") != "skip"] == [f"#{w}" for w in wanted]

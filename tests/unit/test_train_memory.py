@@ -78,7 +78,13 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("shape", "case"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    ("shape", "case"),
+    [
+        pytest.param(*c, id=n, marks=pytest.mark.slow if n in ("gpt2", "gpt_neox", "parts") else ())
+        for n, c in CASES.items()
+    ],
+)
 def test_the_estimate_is_near_the_measured_peak(folders, tmp_path, shape, case):
     config = config_for(folders[shape], **case)
     found = estimate(config, RECORDS // config.train.accumulation, LENGTH)

@@ -83,8 +83,9 @@ def measured(config, mode, folder):
 CASES = [
     *(("llama", "full", mode, {}) for mode in MODES),
     ("gpt2", "full", "book-keeping", {"gradient_checkpointing": True}),
-    ("gpt2", "full", "two-backward", {"precision": "bf16"}), ("llama", "lora", "book-keeping", {}),
-]  # fmt: skip
+    pytest.param("gpt2", "full", "two-backward", {"precision": "bf16"}, marks=pytest.mark.slow),
+    ("llama", "lora", "book-keeping", {}),
+]
 
 
 @pytest.mark.parametrize(("shape", "method", "mode", "settings"), CASES)

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int, Int64
 
 from sordino.signals import Signals
 
-__all__ = ["SHORTEST", "Tried", "passages"]
+__all__ = ["SHORTEST", "Tried", "passages", "windows"]
 
 SHORTEST = 8
 
@@ -38,12 +38,19 @@ def passages(signals: Signals, prefix_tokens: int, suffix_tokens: int) -> Iterat
     counts = np.diff(s.offsets)
     for record in np.flatnonzero(counts >= SHORTEST).tolist():
         rows = slice(int(s.offsets[record]), int(s.offsets[record + 1]))
-        position = np.asarray(s.position[rows])
-        length = int(position[-1]) + 1
-        scale = min(1.0, length / (prefix_tokens + suffix_tokens))
-        suffix = max(SHORTEST, int(suffix_tokens * scale))
-        before = min(int(prefix_tokens * scale), length - suffix)
-        # A window is a run of consecutive scored positions with enough context before it.
-        first = np.arange(len(position) - suffix + 1)
-        first = first[(position[first] >= before) & (position[first + suffix - 1] - position[first] == suffix - 1)]
-        yield Tried(record=record, rows=rows, first=first, length=suffix, shortened=scale < 1)
+        first, length, shortened = windows(np.asarray(s.position[rows]), prefix_tokens, suffix_tokens)
+        yield Tried(record=record, rows=rows, first=first, length=length, shortened=shortened)
+
+
+def windows(
+    position: Int[np.ndarray, " scored"], prefix_tokens: int, suffix_tokens: int
+) -> tuple[Int64[np.ndarray, " windows"], int, bool]:
+    """Those of one record, whose scored tokens, 8 or more, stand at `position`, rising: see `Tried`."""
+    length = int(position[-1]) + 1
+    scale = min(1.0, length / (prefix_tokens + suffix_tokens))
+    suffix = max(SHORTEST, int(suffix_tokens * scale))
+    before = min(int(prefix_tokens * scale), length - suffix)
+    # A window is a run of consecutive scored positions with enough context before it.
+    first = np.arange(len(position) - suffix + 1)
+    first = first[(position[first] >= before) & (position[first + suffix - 1] - position[first] == suffix - 1)]
+    return first, suffix, scale < 1

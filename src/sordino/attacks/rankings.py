@@ -84,10 +84,13 @@ def _trigrams(text: str) -> Counter[tuple[str, ...]]:
 def ranked(signals: Signals, texts: Sequence[str]) -> dict[str, Int64[np.ndarray, " kept"]]:
     """For every ranking, the numbers of the distinct `texts`, best first; those that cannot be scored come last.
 
-    `signals` are of the texts under the tuned model, with a base, the view `lowercase`, and `compressed` sizes.
+    `signals` are of the texts under the tuned model, with the view `lowercase`, `compressed` sizes, and a base; where
+    there is none, that ranking is left out.
     """
     found = {}
     for name, ranking in RANKINGS.items():
+        if name == "base" and signals.base is None:
+            continue
         scores = np.asarray(ranking(signals), dtype=np.float64)
         order = np.argsort(-np.where(np.isfinite(scores), scores, -np.inf), kind="stable")
         found[name] = distinct(texts, order)

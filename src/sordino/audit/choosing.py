@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from sordino.attacks.base import SUITES, Attack, Suite, discover, find
 from sordino.audit import asking
 from sordino.audit.inputs import Context, lacking
+from sordino.audit.linked import ON_LINKED, lacking_links
 from sordino.audit.personal_attacks import PERSONAL
 from sordino.audit.subjects import Subject
 from sordino.audit.weights import has_weights
@@ -20,13 +21,17 @@ _TEXT = frozenset({"samples"})
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """The attacks to carry out, and in words those that are not; `asking` and `personal` are on models."""
+    """The attacks to carry out, whether `secrets` of the plan are ranked, and in words what is not made.
+
+    Those `asking` and `personal` are on models.
+    """
 
     membership: Mapping[str, Attack]
     extraction: Mapping[str, Attack]
     asking: Mapping[str, Attack]
     personal: Mapping[str, Attack]
     left_out: tuple[str, ...]
+    secrets: bool = False
 
     @property
     def scoring(self) -> dict[str, Attack]:
@@ -59,6 +64,9 @@ def choose(names: Sequence[str], context: Context) -> Chosen:
     larger = {n for n, a in asked_models.items() if SUITES.index(a.suite) > SUITES.index(plan.suite)}
     missing = {n: why for n, a in (known | windowed).items() if (why := _lacking(a, context))}
     missing |= {n: why for n in asked_models if n not in larger and (why := _lacking_models(n, context))}
+    # What the records lack is looked for only where the models are there.
+    linked = (n for n in asked_models if n in ON_LINKED and n not in larger and n not in missing)
+    missing |= {n: why for n in linked if (why := lacking_links(n, context))}
     for name in names:
         if name in missing:
             hint = (
@@ -76,13 +84,16 @@ def choose(names: Sequence[str], context: Context) -> Chosen:
     # What a larger suite would have is named even where it would lack something: it then says what.
     served = isinstance(subject, Written)
     later = [n for n in known if n not in wanted and not (served and n in missing)] if not names else []
+    rankless = _rankless(context) if plan.secrets else ""
     return Chosen(
         membership=membership,
+        secrets=bool(plan.secrets) and not rankless,
         extraction={n: a for n, a in windowed.items() if n not in missing},
         asking={n: a for n, a in asked_models.items() if n in here and n not in missing and n not in larger},
         personal={n: a for n, a in asked_models.items() if n in PERSONAL and n not in missing and n not in larger},
         left_out=(
             *_left_out(lacked, {**known, **windowed, **asked_models}, subject),
+            *([f"The exposure of secrets (audit.secrets): it needs {rankless}."] if rankless else []),
             *_dearer([*later, *(() if served else sorted(larger))], {**known, **asked_models}),
         ),
     )
@@ -116,12 +127,20 @@ def _left_out(lacked: Mapping[str, str], known: Mapping[str, Attack], subject: S
 
 def _lacking_models(name: str, context: Context) -> str:
     """What is missing to ask the models themselves, in words: personal data wants the untuned base as well."""
-    if name not in PERSONAL:
-        return asking.lacking(name, context)
+    return _lacking_pair(context) if name in PERSONAL else asking.lacking(name, context)
+
+
+def _lacking_pair(context: Context) -> str:
+    """What is missing to ask a model and its untuned base, both here, in words."""
     subject = context.collector.subject
     if not has_weights(subject, "tuned"):
         return "the model's weights"
     return "" if subject.has_base and has_weights(subject, "base") else "the untuned base model"
+
+
+def _rankless(context: Context) -> str:
+    """What is missing to rank the secrets of the plan under both models, in words."""
+    return "a model that writes" if context.collector.subject.task != "causal-lm" else _lacking_pair(context)
 
 
 def _served(attack: Attack, subject: Subject | Written) -> bool:

@@ -9,10 +9,13 @@ import numpy as np
 
 from sordino.audit.borrowed import borrowed
 from sordino.audit.external import open_external
+from sordino.audit.parts import Measured, statistics_in_shards
 from sordino.audit.subjects import Subject, Trained
+from sordino.audit.weights import weights
 from sordino.audit.written import Written
 from sordino.evidence import digest
 from sordino.records import Example, content_digest
+from sordino.results import Decoding, encode
 from sordino.run import Run
 from sordino.serialize import Serializer, Tokens, View
 from sordino.signals import Signals, Statistics, Store
@@ -64,20 +67,26 @@ class Collector:
             self._encoded[key] = self.serializer.encode(example.record, view)
         return self._encoded[key]
 
-    def signals(self, examples: Sequence[Example], views: Mapping[str, View]) -> tuple[Signals, Signals | None]:
+    def signals(
+        self, examples: Sequence[Example], views: Mapping[str, View], along: tuple[Decoding, ...] = ()
+    ) -> tuple[Signals, Signals | None]:
         """The signals of the tuned model, with the untuned one as base; and those of the untuned model.
+
+        Passes that are made over plain records also store how likely the decodings `along` draw the tokens.
 
         Where there is no untuned model, the tuned one's have no base, and the second are None.
         """
         if isinstance(self.subject, Written):
             return self.subject.signals(examples, self.ticker)
-        tuned = self._signals(examples, views, "tuned")
+        tuned = self._signals(examples, views, "tuned", along)
         if not self.subject.has_base:
             return tuned, None
-        untuned = self._signals(examples, views, "base")
+        untuned = self._signals(examples, views, "base", along)
         return replace(tuned, base=untuned), replace(untuned, base=untuned)
 
-    def _signals(self, examples: Sequence[Example], views: Mapping[str, View], which: str) -> Signals:
+    def _signals(
+        self, examples: Sequence[Example], views: Mapping[str, View], which: str, along: tuple[Decoding, ...]
+    ) -> Signals:
         named: dict[str, View | None] = {"": None, **views}
         made = {}
         for name, view in named.items():
@@ -85,7 +94,7 @@ class Collector:
             made[name] = Signals(
                 record_ids=tuple(e.record.id for e in examples),
                 texts=tuple(t.text for t in tokens),
-                statistics=self._statistics(examples, tokens, which, name),
+                statistics=self._statistics(examples, tokens, which, name, () if name else along),
             )
         plain = made.pop("")
         return Signals(record_ids=plain.record_ids, texts=plain.texts, statistics=plain.statistics, views=made)
@@ -96,7 +105,9 @@ class Collector:
         contents = (part for r in records for part in (r.id, content_digest(r.messages, r.label, r.rejected)))
         return digest(_DEFINITION, *self.reader.identity(which), *more, *contents)
 
-    def _statistics(self, examples: Sequence[Example], tokens: Sequence[Tokens], which: str, view: str) -> Statistics:
+    def _statistics(
+        self, examples: Sequence[Example], tokens: Sequence[Tokens], which: str, view: str, along: tuple[Decoding, ...]
+    ) -> Statistics:
         key = self.key(examples, which, view)
         found = self.store.get(key)
         if found is not None:
@@ -111,10 +122,35 @@ class Collector:
                 self.store.put(key, lent.statistics, {**manifest, "from": lent.run})
                 return lent.statistics
         label = f"{'model' if which == 'tuned' else 'untuned model'}" + (f", {view}" if view else "")
-        made = self.reader.measure(tokens, which, self.ticker(label, len(tokens)))
+        tick = self.ticker(label, len(tokens))
+
+        def measure(some: Sequence[Tokens]) -> Measured:
+            if not along:
+                return self.reader.measure(some, which, tick), {}
+            from sordino.collect import collect_drawn
+
+            made, logprob = collect_drawn(weights(self.reader, which), some, along, tick=tick)
+            return made, {"drawn": logprob}
+
+        # What is left of a pass that was to measure something else does not go on.
+        parts = key if not along else digest(key, encode(along).decode())
+        made, more = statistics_in_shards(self.store, parts, tokens, measure, tick)
         self.forwards += 1
+        if along:
+            columns = {"logprob": more["drawn"], "token": np.asarray(made.token)}
+            self.store.put_arrays(self.drawn_key(examples, which, along), columns, self.drawn_manifest(which, along))
         self.store.put(key, made, manifest)
+        self.store.drop(parts)
         return made
+
+    def drawn_key(self, examples: Sequence[Example], which: str, decodings: Sequence[Decoding]) -> str:
+        """Where it is kept how likely `decodings` draw the tokens of `examples`."""
+        return self.key(examples, which, "drawn/1", digest(encode(tuple(decodings))))
+
+    def drawn_manifest(self, which: str, decodings: Sequence[Decoding]) -> dict[str, Any]:
+        """What is told of it beside the numbers."""
+        told = [str(d) for d in decodings]
+        return {"definition": "drawn/1", "model": which, "decodings": told, **self.reader.manifest()}
 
     def repeats(self, prefixes: Sequence[np.ndarray], suffixes: Sequence[np.ndarray]) -> list[bool]:
         """Whether the tuned model, decoding greedily, puts each suffix after its prefix."""

@@ -14,6 +14,7 @@ import numpy as np
 import sordino
 from sordino.attacks.base import Task
 from sordino.audit.placing import place
+from sordino.audit.secrets import check_secrets
 from sordino.audit.settings import ExternalConfig
 from sordino.audit.subjects import Subject, continued, said
 from sordino.audit.written import Written
@@ -42,6 +43,7 @@ def create_external(config: ExternalConfig) -> Run:
     members = read(config.data)
     nonmembers = read(dataclasses.replace(config.data, path=config.nonmembers))
     placed = place(members, nonmembers, config.near_duplicates, known=config.known, seed=config.seed)
+    check_secrets(config.audit, placed.candidates)
     model, notices = _describe(config, [e for e in placed.examples if e.role != "excluded"])
     # Neither the plan nor more samples make another question: answers that are there are used.
     settings = msgspec.to_builtins(dataclasses.replace(config, out="", audit=type(config.audit)(), samples=1))

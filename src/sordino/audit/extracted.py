@@ -12,12 +12,16 @@ from sordino.attacks.words import first
 from sordino.audit.collecting import Collector
 from sordino.audit.continuations import text_after
 from sordino.audit.judging import Judge
+from sordino.audit.parts import in_parts
 from sordino.evidence import digest
 from sordino.records import Example
-from sordino.results import Attempt, AuditPlan, encode
+from sordino.results import Attempt, AuditPlan
 from sordino.signals import Signals
 
 __all__ = ["Passage", "attempt"]
+
+# Windows that are decoded between two results on disk.
+_PART = 512
 
 
 class Passage(msgspec.Struct, frozen=True, kw_only=True):
@@ -164,24 +168,22 @@ def _confirmed(
     if not len(tuned.record):
         return []
     chosen = [examples[i] for i in tuned.record]
-    key = collector.key(chosen, "tuned", "passages/1", attack.name, str(wanted))
-    path = collector.run.private / "passages" / f"{digest(key)}.json"
-    if path.exists():
-        return msgspec.json.decode(path.read_bytes(), type=list[Passage])
+    key = collector.key(chosen, "tuned", "passages/2", attack.name, str(wanted))
     prefixes, suffixes = _cut(collector, examples, tuned)
-    decode = collector.serializer.tokenizer.decode
-    passages = [
+    path, decode = f"passages/{digest(key)}", collector.serializer.tokenizer.decode
+    repeated = in_parts(
+        collector.run, path, len(chosen), _PART, lambda a, b: collector.repeats(prefixes[a:b], suffixes[a:b]), bool
+    )
+    return [
         Passage(
             record_id=example.record.id, member=example.included, prefix=decode(prefix, skip_special_tokens=True),
             suffix=decode(suffix, skip_special_tokens=True), tokens=len(suffix), base_hit=int(number) in known,
             confirmed=same,
         )
         for example, number, prefix, suffix, same in zip(
-            chosen, tuned.record, prefixes, suffixes, collector.repeats(prefixes, suffixes), strict=True
+            chosen, tuned.record, prefixes, suffixes, repeated, strict=True
         )
     ]  # fmt: skip
-    collector.run.write_private(f"passages/{digest(key)}.json", encode(passages))
-    return passages
 
 
 def _nearly(collector: Collector, examples: Sequence[Example], tuned: Windows, base: Windows | None) -> _Found:
@@ -207,12 +209,12 @@ def _accepted(
     chosen = [examples[i] for i in windows.record]
     prefixes, suffixes = _cut(collector, examples, windows)
     spans = list(zip(windows.start.tolist(), windows.stop.tolist(), strict=True))
-    name = f"passages/{digest(collector.key(chosen, which, 'continued/1', str(spans)))}.json"
-    path = collector.run.private / name
-    if not path.exists():
-        lengths = [len(suffix) for suffix in suffixes]
-        collector.run.write_private(name, encode(collector.continues(prefixes, lengths, which)))
-    written = msgspec.json.decode(path.read_bytes(), type=list[str])
+    path = f"passages/{digest(collector.key(chosen, which, 'continued/2', str(spans)))}"
+    lengths = [len(suffix) for suffix in suffixes]
+    written = in_parts(
+        collector.run, path, len(chosen), _PART,
+        lambda a, b: collector.continues(prefixes[a:b], lengths[a:b], which), str,
+    )  # fmt: skip
     tokenizer = collector.serializer.tokenizer
     true = [text_after(tokenizer, *pair) for pair in zip(prefixes, suffixes, strict=True)]
     return [

@@ -10,18 +10,20 @@ from sordino.audit.inputs import Context, Pair
 from sordino.audit.judging import Judge
 from sordino.audit.personal_attacks import personal
 from sordino.audit.queried import queried
-from sordino.results import Attempt, Effort, PersonalFinding, encode
+from sordino.audit.secret_attacks import secrets
+from sordino.results import Attempt, Effort, PersonalFinding, SecretFinding, encode
 
 __all__ = ["Extracted", "extract"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Extracted:
-    """What came out: `attempts`, one an attack, the `effort` that it takes, and `personal` data."""
+    """What came out: `attempts`, one an attack, the `effort` that it takes, `personal` data and `secrets`."""
 
     attempts: tuple[Attempt, ...]
     effort: tuple[Effort, ...]
     personal: tuple[PersonalFinding, ...]
+    secrets: tuple[SecretFinding, ...]
 
 
 def extract(context: Context, chosen: Chosen, pair: Pair, evidence: Evidence) -> Extracted:
@@ -46,4 +48,5 @@ def extract(context: Context, chosen: Chosen, pair: Pair, evidence: Evidence) ->
         attempts=(*(found[name] for name in attacks), *asked),
         effort=tuple(row for one in drawn for row in one.effort),
         personal=named,
+        secrets=secrets(context, evidence) if chosen.secrets else (),
     )

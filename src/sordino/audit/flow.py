@@ -19,9 +19,11 @@ from sordino.audit.external import create_external
 from sordino.audit.extracting import extract
 from sordino.audit.gates import base_gate, blind_gate, bound_gate, canary_gate, lower_bound, shuffle_gate
 from sordino.audit.inputs import Context, provide
+from sordino.audit.inputs.drawn import along
 from sordino.audit.planted import Found, canary_levels, expose
 from sordino.audit.reporting import findings_of, known_metrics, report_of
 from sordino.audit.require import check_names, parse
+from sordino.audit.secrets import check_secrets
 from sordino.audit.settings import load_external
 from sordino.audit.untested import Kind, untested
 from sordino.audit.utility import utility
@@ -31,7 +33,7 @@ from sordino.records import Example, Split
 from sordino.records.columns import Rows
 from sordino.records.placed import where
 from sordino.records.store import load as load_split
-from sordino.results import AuditPlan, AuditReport, Estimate, Gate, InputPlan, encode
+from sordino.results import AuditPlan, AuditReport, Estimate, Gate, InputPlan, SecretPlan, encode
 from sordino.run import Run
 
 __all__ = ["audit", "audit_model"]
@@ -49,23 +51,29 @@ class _Seeds:
         return int(np.random.SeedSequence([abs(self.run), purpose]).generate_state(1)[0])
 
 
-def audit(
+def audit(  # noqa: PLR0913 - a run, and what may be chosen when it is audited
     run: Run,
     *,
     require: Sequence[str] = (),
     attacks: Sequence[str] = (),
     suite: Suite | None = None,
     inputs: InputPlan | None = None,
+    secrets: Sequence[SecretPlan] | None = None,
     ticker: Ticker = lambda name, total: lambda done: None,
 ) -> AuditReport:
     """Audit `run`, write audit.json and attacks/, and return the report.
 
     `require` adds requirements to those of the plan; `attacks` limits the membership attacks by name
-    (the pre-declared one is always among them), `suite` and `inputs` replace the plan's. What was computed
+    (the pre-declared one is always among them), `suite`, `inputs` and `secrets` replace the plan's. What was computed
     before is not computed again. Raises `AuditError` or `ConfigError` where that cannot be done as asked.
     """
     with run.lock():
-        return _audit(run, require, attacks, suite, inputs, ticker)
+        plan = run.card.plan
+        plan = replace(
+            plan, suite=suite or plan.suite, inputs=inputs or plan.inputs,
+            secrets=plan.secrets if secrets is None else tuple(secrets),
+        )  # fmt: skip
+        return _audit(run, require, attacks, plan, ticker)
 
 
 def audit_model(
@@ -94,16 +102,14 @@ def _audit(
     run: Run,
     require: Sequence[str],
     names: Sequence[str],
-    suite: Suite | None,
-    inputs: InputPlan | None,
+    plan: AuditPlan,
     ticker: Ticker,
 ) -> AuditReport:
     started = time.monotonic()
     collector = Collector(run, ticker)
     placed = load_split(run.records)
-    plan, seeds = _with_requirements(collector.card.plan, require), _Seeds(collector.card.seed)
+    plan, seeds = _with_requirements(plan, require), _Seeds(collector.card.seed)
     on_canaries, plan = plan.headline == "canaries", of_candidates(plan)
-    plan = replace(plan, suite=suite or plan.suite, inputs=inputs or plan.inputs)
     candidates = list(placed.candidates)
     if not candidates:
         message = f"{run.path} has no audit candidates: it was trained with split.candidates: 0."
@@ -114,12 +120,14 @@ def _audit(
     )  # fmt: skip
     chosen = choose(names, context)
     check_names(plan.require, known_metrics(chosen, plan, collector))
+    if chosen.secrets:
+        check_secrets(plan, candidates)
 
     made = [*chosen.membership.values(), *chosen.extraction.values()]
     views = {name: view for attack in made for name, view in attack.views.items()}
     wanted = {name for attack in made for name in attack.inputs}
     with context.timed("passes"):
-        own = collector.signals(candidates, views)
+        own = collector.signals(candidates, views, along(context) if "drawn" in wanted else ())
     pair = provide(wanted, context, own)
     evidence = Evidence.of(candidates, seeds(_HALVES))
     with context.timed("statistics"):
@@ -147,6 +155,7 @@ def _audit(
     findings = replace(
         findings,
         personal=pulled.personal,
+        secrets=pulled.secrets,
         canaries=canary_levels(found, plan.confidence),
         canary_bound=coins.bound if coins else None,
         claim=claim,
@@ -158,13 +167,15 @@ def _audit(
     outcome = replace(
         outcome, attempts=(*outcome.attempts, *attempts_on_the_set(chosen.on_the_set, outcome, plan, seeds(_SET)))
     )
-    report = report_of(collector, outcome, findings, bound, plan, wanted)
+    given = wanted | {name for attack in chosen.asking.values() for name in attack.inputs}
+    report = report_of(collector, outcome, findings, bound, plan, given)
     report = replace(
         report,
         untested=(*chosen.left_out, *_untested(collector, chosen)),
         memorisation=memorisation(collector, plan.confidence),
         effort=pulled.effort,
         personal=pulled.personal,
+        secrets=pulled.secrets,
         seconds={**report.seconds, **context.seconds, "audit": round(time.monotonic() - started, 2)},
     )
     run.write_audit(report)

@@ -1,6 +1,7 @@
 """Models whose weights are here: whether a subject has them, and numbers of records that only weights can give."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,16 @@ from sordino.audit.weights import has_weights
 from sordino.evidence import digest
 from sordino.results import encode
 
-__all__ = ["LocalSubject", "by_weights", "held", "lacking_gradients", "lacking_start", "lacking_weights", "stored"]
+__all__ = [
+    "LocalSubject",
+    "by_weights",
+    "held",
+    "lacking_embeddings",
+    "lacking_gradients",
+    "lacking_start",
+    "lacking_weights",
+    "stored",
+]
 
 LocalSubject = Trained | External
 Tick = Callable[[int], None]
@@ -37,6 +47,20 @@ def lacking_gradients(context: Context) -> str:
     if isinstance(subject, External) and subject.config.quantize:
         return f"weights that have gradients, which those in {subject.config.quantize} have not"
     return lacking_weights(context)
+
+
+def lacking_embeddings(context: Context) -> str:
+    """What is missing to take gradients of embeddings that a model reads, in words, as far as its folder tells."""
+    words = lacking_gradients(context)
+    if words:
+        return words
+    from sordino.deployed import takes_embeddings
+    from sordino.model import resolve
+
+    subject = held(context)
+    folder = subject.folder if isinstance(subject, External) else Path(resolve(subject.config.model.path))
+    deaf = folder.is_dir() and not takes_embeddings(folder)
+    return "a model that reads embeddings (inputs_embeds), not token ids alone" if deaf else ""
 
 
 def lacking_start(context: Context) -> str:

@@ -11,6 +11,8 @@ from sordino.results import Estimate
 
 __all__ = ["Judge", "difference"]
 
+_DRAWN = 41
+
 
 def difference(first: Estimate, second: Estimate) -> Estimate:
     """The difference of two independent shares with Newcombe's interval (1998, method 10)."""
@@ -39,6 +41,13 @@ class Judge:
     def of(cls, evidence: Evidence, confidence: float, attacks: int) -> "Judge":
         """The judge of so many attacks (Bonferroni)."""
         return cls(evidence=evidence, confidence=confidence, decisive=1 - (1 - confidence) / max(1, attacks))
+
+    def drawn(self, possible: np.ndarray, most: int, seed: int) -> np.ndarray:
+        """The numbers of at most so many of the `possible` records on either side, in order."""
+        rng, found = np.random.default_rng([seed, _DRAWN]), []
+        for side in (self.evidence.member, ~self.evidence.member):
+            found.append(rng.permutation(np.flatnonzero(side & possible))[:most])
+        return np.sort(np.concatenate(found))
 
     def coins(self, possible: np.ndarray) -> int:
         """How many coins decided about the records that are `possible`."""

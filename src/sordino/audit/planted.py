@@ -10,11 +10,15 @@ from sordino.attacks.base import Attack
 from sordino.attacks.spaces import secret_space
 from sordino.audit.collecting import Collector
 from sordino.audit.evaluate import estimate
+from sordino.audit.parts import in_parts
 from sordino.evidence import digest
-from sordino.results import AuditPlan, CanaryLevel, Estimate, encode
+from sordino.results import AuditPlan, CanaryLevel, Estimate
 from sordino.train.planted import read_canaries
 
 __all__ = ["Found", "canary_levels", "expose"]
+
+# Canaries between two results on disk: each may cost many forwards.
+_PART = 8
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,27 +41,27 @@ def expose(collector: Collector, attack: Attack, plan: AuditPlan, examples: dict
     if not canaries:
         return []
     chosen = [examples[c.id] for c in canaries]
-    key = collector.key(chosen, "tuned", "exposure/2", str(plan.token_forwards))  # type: ignore[arg-type]
-    path = collector.run.private / "exposures" / f"{digest(key)}.json"
-    if path.exists():
-        return msgspec.json.decode(path.read_bytes(), type=list[Found])
+    key = collector.key(chosen, "tuned", "exposure/3", str(plan.token_forwards))  # type: ignore[arg-type]
     tick = collector.ticker("canary exposure", len(canaries))
-    found = []
-    for canary, example in zip(canaries, chosen, strict=True):
-        space = secret_space(example.record, canary, collector.serializer)  # type: ignore[attr-defined]
-        [result] = attack(collector.tuned, [space], token_forwards=plan.token_forwards)
-        full = np.log2(result.space)
-        found.append(
-            Found(
-                id=canary.id, repetitions=canary.repetitions, included=canary.included, bits=result.bits,
-                low=float(full - np.log2(result.high)), high=float(full - np.log2(result.low)),
-                exact=result.exact, space=result.space, forwards=result.forwards,
-            )
-        )  # fmt: skip
-        tick(1)
-    collector.forwards += 1
-    collector.run.write_private(f"exposures/{digest(key)}.json", encode(found))
-    return found
+
+    def work(start: int, stop: int) -> list[Found]:
+        made = []
+        for canary, example in zip(canaries[start:stop], chosen[start:stop], strict=True):
+            space = secret_space(example.record, canary, collector.serializer)  # type: ignore[attr-defined]
+            [result] = attack(collector.tuned, [space], token_forwards=plan.token_forwards)
+            full = np.log2(result.space)
+            made.append(
+                Found(
+                    id=canary.id, repetitions=canary.repetitions, included=canary.included, bits=result.bits,
+                    low=float(full - np.log2(result.high)), high=float(full - np.log2(result.low)),
+                    exact=result.exact, space=result.space, forwards=result.forwards,
+                )
+            )  # fmt: skip
+            tick(1)
+        collector.forwards += 1
+        return made
+
+    return in_parts(collector.run, f"exposures/{digest(key)}", len(canaries), _PART, work, Found, tick=tick)
 
 
 def _mean(exposures: list[float], bits: float, confidence: float) -> Estimate:
@@ -85,6 +89,7 @@ def canary_levels(found: list[Found], confidence: float) -> tuple[CanaryLevel, .
                 left_out_exposures=tuple(outside),
                 bits=bits,
                 method=method,
+                forwards=sum(f.forwards for f in here),
             )
         )
     return tuple(levels)

@@ -15,6 +15,7 @@ from sordino.audit.require import judge
 from sordino.audit.subjects import Trained
 from sordino.audit.verdict import Findings, claims, threat_model, verdict
 from sordino.audit.written import Written
+from sordino.pii import kind_of
 from sordino.results import Attempt, AuditPlan, AuditReport, Estimate, Gate, Notice
 
 __all__ = ["findings_of", "known_metrics", "report_of"]
@@ -26,6 +27,7 @@ def known_metrics(chosen: Chosen, plan: AuditPlan, collector: Collector) -> list
     owners = ["membership", *(f"membership.{n}" for n in chosen.membership)]
     shares = [f"extraction.{n}.{k}" for n in (*chosen.extraction, *chosen.asking) for k in ("rate", "excess")]
     known = [f"{o}.{r}" for o in owners for r in rates] + shares + [f"membership.{IDENTIFIED}"]
+    known += [f"secrets.{kind_of(one.kind)}" for one in plan.secrets]
     if not isinstance(collector.subject, Trained):
         return [*known, "membership.delta_auc"]
     useful, levels = ["accuracy", "loss"], []
@@ -47,6 +49,7 @@ def _metrics(outcome: Outcome, findings: Findings, bound: Estimate | None) -> di
         found["membership.delta_auc"] = findings.delta
     for a in findings.extraction:
         found |= {f"extraction.{a.name}.{k}": v for k, v in a.estimates.items()}
+    found |= {f"secrets.{one.kind}": one.members for one in findings.secrets}
     found |= {f"canaries.exposure@{level.repetitions}": level.included for level in findings.canaries}
     found |= {f"utility.{k}": v for k, v in findings.utility.items()}
     if findings.canary_bound is not None:

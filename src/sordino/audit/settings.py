@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sordino.config import ModelConfig, RunConfig, TrainConfig, check_inputs, check_values, convert
+from sordino.config import ModelConfig, RunConfig, TrainConfig, check_inputs, check_secrets, check_values, convert
 from sordino.errors import ConfigError
 from sordino.inputs import merge, parse_flags
 from sordino.records import DataConfig
@@ -14,6 +14,10 @@ from sordino.results import AuditPlan
 __all__ = ["ExternalConfig", "RequestsConfig", "anew", "load_external"]
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+_ANEW = {"inputs", "secrets", "suite"}
+"""What of a plan may be chosen when an audit is made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,25 +90,29 @@ def load_external(values: Mapping[str, Any], flags: Sequence[str] = ()) -> Exter
 
 
 def anew(plan: AuditPlan, flags: Sequence[str], suite: str | None = None) -> AuditPlan:
-    """`plan` with another suite and inputs, from words such as `--audit.inputs.shadows 8`.
+    """`plan` with another suite, inputs or secrets, from words such as `--audit.inputs.shadows 8`.
 
     Nothing else of a plan may change once training has begun: raises `ConfigError` for any other key.
     """
     given = parse_flags(flags)
     inside = given.pop("audit", {})
-    if given or not isinstance(inside, Mapping) or set(inside) - {"inputs", "suite"}:
+    if given or not isinstance(inside, Mapping) or set(inside) - _ANEW:
         named = [word.split("=")[0] for word in flags if word.startswith("-")]
-        wrong = next((n for n in named if not n.startswith(("--audit.inputs", "--audit.suite"))), named[0])
+        free = tuple(f"--audit.{key}" for key in sorted(_ANEW))
+        wrong = next((n for n in named if not n.startswith(free)), named[0])
         message = f"{wrong} is no option of an audit of a run."
         hint = (
-            "Only --suite and --audit.inputs.… may be chosen anew; the rest was fixed before training. Keys such as "
-            "--data.text go with --model, --members and --nonmembers; see `sordino audit --help`."
+            "Only --suite, --audit.inputs.… and --audit.secrets may be chosen anew; the rest was fixed before "
+            "training. Keys such as --data.text go with --model, --members and --nonmembers; see "
+            "`sordino audit --help`."
         )
         raise ConfigError(message, hint)
     values = merge({"suite": plan.suite, "inputs": dataclasses.asdict(plan.inputs)}, inside)
     found = convert({"audit": values | ({"suite": suite} if suite else {})}, _Anew).audit
     check_inputs(found.inputs)
-    return dataclasses.replace(plan, suite=found.suite, inputs=found.inputs)
+    check_secrets(found.secrets)
+    secrets = found.secrets if "secrets" in inside else plan.secrets
+    return dataclasses.replace(plan, suite=found.suite, inputs=found.inputs, secrets=secrets)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import Literal
 from sordino.audit.claimed import Claimed
 from sordino.audit.identified import identified_words
 from sordino.records import unit_words
-from sordino.results import Attempt, CanaryLevel, Claim, Estimate, Gate, PersonalFinding, Verdict
+from sordino.results import Attempt, CanaryLevel, Claim, Estimate, Gate, PersonalFinding, SecretFinding, Verdict
 
 __all__ = [
     "Findings",
@@ -49,6 +49,7 @@ class Findings:
     claim: Claimed | None = None
     canary_bound: Estimate | None = None
     personal: Sequence[PersonalFinding] = ()
+    secrets: Sequence[SecretFinding] = ()
 
 
 def _times(share: float) -> str:
@@ -67,7 +68,13 @@ def _membership_words(f: Findings) -> str:
 
 def _extraction_words(attempt: Attempt) -> str:
     rate, others = attempt.estimates["rate"], attempt.estimates["non-members"]
-    how = "Given the beginning, the model repeats"
+    if "run_tokens" in attempt.parameters:
+        return (
+            f"Left to write, the model puts a run of {attempt.parameters['run_tokens']} tokens or more of "
+            f"{(rate.value or 0):.1%} of the trained-on records, word for word, into the {attempt.parameters['best']} "
+            f"texts that rank highest, against {(others.value or 0):.1%} of records it never saw."
+        )
+    how = f"Given the beginning{_BEHIND.get(attempt.name, '')}, the model repeats"
     if "queries" in attempt.parameters:
         asked = attempt.parameters["queries"]
         times = "once" if asked == 1 else f"{asked:,} times"
@@ -82,9 +89,23 @@ def _wording(attempt: Attempt) -> str:
     return "nearly word for word" if attempt.name in ("near", "near_bound") else "word for word"
 
 
+def _by_asking(attempt: Attempt) -> str:
+    """How else than by giving the beginning, at the end of a sentence."""
+    if "run_tokens" in attempt.parameters:
+        return " by leaving the model to write."
+    again = " by asking again and again" if "queries" in attempt.parameters else ""
+    return f"{again}{_BEHIND.get(attempt.name, '')}."
+
+
+_BEHIND = {"soft_prompt": " behind a soft prompt trained on known records"}
+"""What an attack puts before the beginning of a record."""
+
 _ASKED = {
     "pii_inference": "Given candidates, the model names",
     "pii_reconstruction": "Asked for what stood at its place, the model names",
+    "pii_twin_prompts": "Asked for it by what else belongs to the person, the model names",
+    "pii_soft_prompts": "Asked so after a soft prompt trained on known people, the model names",
+    "pii_recovery": "Asked so after a short fine-tuning on known people, the model names",
     "pii_extraction": "Left to write, the model writes",
 }
 
@@ -103,6 +124,22 @@ def _personal_words(one: PersonalFinding) -> str:
     return (
         f"{_ASKED[one.attack]} the right {what} for {(one.members.value or 0):.1%} of those trained on, against "
         f"{(one.base.value or 0):.1%} by the untuned base and {(one.others.value or 0):.1%} of those never trained on."
+    )
+
+
+def _ranked(findings: Sequence[SecretFinding]) -> list[SecretFinding]:
+    """Those more exposed than records never trained on and than under the untuned model; the level pays for all."""
+    level = _LEVEL / max(1, len(findings))
+    return [one for one in findings if max(one.p_value, one.base_p_value) < level]
+
+
+def _secret_words(one: SecretFinding) -> str:
+    first = one.counts.get("first guesses", 0)
+    outright = f"; {first} of {one.counts['members']} are the model's very first guess" if first else ""
+    return (
+        f"Secrets of kind {one.kind} that were trained on have an exposure of {one.members.value or 0:.1f} of "
+        f"{one.bits:.1f} bits, against {one.base.value or 0:.1f} under the untuned base and "
+        f"{one.others.value or 0:.1f} of those never trained on{outright}."
     )
 
 
@@ -133,6 +170,7 @@ def _leaks(f: Findings) -> list[str]:
         reasons += filter(None, (_membership_words(f), identified_words(f.headline)))
     reasons += [_extraction_words(a) for a in f.extraction if a.estimates["excess"].low > 0]
     reasons += [_personal_words(one) for one in _told(f.personal)]
+    reasons += [_secret_words(one) for one in _ranked(f.secrets)]
     level = _exposed(f.canaries)
     if level is not None:
         reasons.append(_canary_words(level))
@@ -253,12 +291,20 @@ def claims(f: Findings) -> tuple[Claim, ...]:
         excess = attempt.estimates["excess"]
         found.append(
             Claim(
-                statement=f"No trained-on record can be pulled out {_wording(attempt)}"
-                + (" by asking again and again." if "queries" in attempt.parameters else "."),
+                statement=f"No trained-on record can be pulled out {_wording(attempt)}" + _by_asking(attempt),
                 evidence=f"{_extraction_words(attempt)} Excess {excess}.",
                 status=_status(excess.low > 0, f.trained_here and excess.high < 0.01),  # type: ignore[arg-type]
             )
         )
+    leaked = {one.kind for one in _ranked(f.secrets)}
+    found += [
+        Claim(
+            statement=f"Secrets of kind {one.kind} stay secret.",
+            evidence=f"{_secret_words(one)} p = {one.p_value:.2g} and, against the base, {one.base_p_value:.2g}.",
+            status=_status(one.kind in leaked, False),  # type: ignore[arg-type]
+        )
+        for one in f.secrets
+    ]
     if f.canaries:
         level = _exposed(f.canaries)
         evidence = _canary_words(level) if level else f.gates["canaries"].finding

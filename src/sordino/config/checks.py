@@ -2,15 +2,14 @@
 
 import dataclasses
 import re
-from itertools import pairwise
-from typing import Any
 
 from sordino.canaries.designs import FROM_DATA
+from sordino.config.plans import check_plan
+from sordino.config.rules import Rule, check_rules
 from sordino.config.schema import DPConfig, MethodConfig, RunConfig
 from sordino.errors import ConfigError
-from sordino.results import InputPlan, NearBoundPlan, PersonalPlan, SamplingPlan
 
-__all__ = ["check_dp", "check_inputs", "check_method", "check_target", "check_values"]
+__all__ = ["check_dp", "check_method", "check_target", "check_values"]
 
 _NAME = re.compile(r"[\w-]+")
 # Which methods use a key of MethodConfig.
@@ -107,7 +106,7 @@ def check_values(config: RunConfig) -> None:
     every = train.validate_every
     scored, coins = train.monitor.every if train.monitor else 1, config.canaries.audit.count
     half = train.precision == "fp16" and config.model.device in ("cpu", "mps")
-    rules: tuple[tuple[str, Any, bool, str], ...] = (
+    rules: tuple[Rule, ...] = (
         ("dp.epsilon", dp.epsilon, dp.epsilon is None or dp.epsilon > 0, "above 0"),
         ("dp.noise_multiplier", dp.noise_multiplier, dp.noise_multiplier is None or dp.noise_multiplier > 0, "above 0"),
         ("dp.delta", dp.delta, dp.delta is None or 0 < dp.delta < 1, "above 0 and far below 1 / units"),
@@ -139,81 +138,12 @@ def check_values(config: RunConfig) -> None:
         ("split.candidates", split.candidates, 0 <= split.candidates <= 1, "a share, 0 to 1"),
         ("split.validation", split.validation, 0 <= split.validation < 1, "a share, 0 to below 1"),
         ("split", split, split.candidates + split.validation <= 1, "candidates + validation at most 1"),
-        ("audit.confidence", audit.confidence, 0.5 < audit.confidence < 1, "0.5 to 1, for example 0.95"),
-        ("audit.fpr", list(audit.fpr), bool(audit.fpr) and all(0 < f < 1 for f in audit.fpr), "rates between 0 and 1"),
-        ("audit.guess_share", audit.guess_share, 0 < audit.guess_share <= 1, "a share above 0, at most 1"),
-        ("audit.bound", audit.bound, audit.bound == "one-run" or audit.delta > 0, "one-run, f-dp with a delta above 0"),
-        ("audit.shuffles", audit.shuffles, audit.shuffles >= 99, "at least 99"),
-        ("audit.delta", audit.delta, 0 <= audit.delta < 1, "0 to below 1"),
-        ("audit.prefix_tokens", audit.prefix_tokens, audit.prefix_tokens >= 1, "at least 1"),
-        ("audit.suffix_tokens", audit.suffix_tokens, audit.suffix_tokens >= 1, "at least 1"),
-        ("audit.token_forwards", audit.token_forwards, audit.token_forwards >= 1, "at least 1"),
         ("seed", config.seed, 0 <= config.seed < 2**63, "0 to 2^63 - 1"),
         ("name", config.name, _NAME.fullmatch(config.name) is not None, "letters, digits, - and _"),
     )  # fmt: skip
-    for key, value, good, allowed in rules:
-        if not good:
-            raise ConfigError(f"{key} is {value!r}.", f"Allowed: {allowed}.")
-    check_inputs(audit.inputs)
-    _check_sampling(audit.sampling)
-    _check_personal(audit.personal)
-    _check_near_bound(audit.near_bound)
+    check_rules(rules)
+    check_plan(audit)
     check_method(method)
-
-
-def check_inputs(inputs: InputPlan) -> None:
-    """Raises `ConfigError` where what attacks may use is out of its range."""
-    rules: tuple[tuple[str, Any, bool, str], ...] = (
-        ("known", inputs.known, inputs.known >= 0, "0 (none) or more records"),
-        ("shadows", inputs.shadows, 2 <= inputs.shadows <= 1024, "2 to 1024"),
-        ("neighbours", inputs.neighbours, 1 <= inputs.neighbours <= 1000, "1 to 1000"),
-        ("replaced", inputs.replaced, 0 < inputs.replaced <= 1, "a share of the tokens, above 0"),
-        ("span", inputs.span, inputs.span >= 1, "at least 1 token"),
-        ("shots", inputs.shots, inputs.shots >= 1, "at least 1"),
-        ("samples", inputs.samples, 1 <= inputs.samples <= 1000, "1 to 1000"),
-    )
-    for key, value, good, allowed in rules:
-        if not good:
-            raise ConfigError(f"audit.inputs.{key} is {value!r}.", f"Allowed: {allowed}.")
-
-
-def _check_personal(plan: PersonalPlan) -> None:
-    """Raises `ConfigError` for a budget that asks nothing."""
-    rules: tuple[tuple[str, int, int], ...] = (
-        ("mentions", plan.mentions, 1), ("candidates", plan.candidates, 2), ("samples", plan.samples, 1),
-        ("texts", plan.texts, 1), ("text_tokens", plan.text_tokens, 1),
-    )  # fmt: skip
-    for key, value, least in rules:
-        if value < least:
-            raise ConfigError(f"audit.personal.{key} is {value}.", f"Allowed: at least {least}.")
-
-
-def _check_near_bound(plan: NearBoundPlan) -> None:
-    """Raises `ConfigError` for a search that cannot be meant."""
-    rules: tuple[tuple[str, Any, bool, str], ...] = (
-        ("records", plan.records, plan.records >= 1, "at least 1"),
-        ("beam", plan.beam, 1 <= plan.beam <= 4096, "1 to 4096 paths"),
-        ("distance", plan.distance, 0 < plan.distance < 1, "a share of the tokens, above 0 and below 1"),
-    )
-    for key, value, good, allowed in rules:
-        if not good:
-            raise ConfigError(f"audit.near_bound.{key} is {value!r}.", f"Allowed: {allowed}.")
-
-
-def _check_sampling(plan: SamplingPlan) -> None:
-    """Raises `ConfigError` for a grid of queries that nothing can be read off."""
-    distinct = len(set(plan.decodings)) == len(plan.decodings)
-    rising = all(a < b for a, b in pairwise(plan.queries))
-    rules: tuple[tuple[str, Any, bool, str], ...] = (
-        ("decodings", len(plan.decodings), 1 <= len(plan.decodings) <= 100, "1 to 100 of them"),
-        ("decodings", [str(d) for d in plan.decodings], distinct, "each one once"),
-        ("queries", list(plan.queries), bool(plan.queries) and plan.queries[0] >= 1 and rising, "1 and more, rising"),
-        ("limit", plan.limit, plan.limit >= 1, "at least 1 query"),
-        ("chance", plan.chance, 0 < plan.chance < 1, "a probability between 0 and 1"),
-    )
-    for key, value, good, allowed in rules:
-        if not good:
-            raise ConfigError(f"audit.sampling.{key} is {value!r}.", f"Allowed: {allowed}.")
 
 
 def check_method(method: MethodConfig) -> None:

@@ -97,6 +97,22 @@ def _section(annotation: Any) -> type | None:
     return next((c for c in candidates if dataclasses.is_dataclass(c) and isinstance(c, type)), None)
 
 
+def _check_size(name: str, value: Any) -> None:
+    """A run could be written with such a number, and never be read again."""
+    for one in value if isinstance(value, list | tuple) else (value,):
+        if isinstance(one, int) and not -(2**63) <= one < 2**64:
+            raise ConfigError(f"{name} is {one}.", "Whole numbers are below 2^64.")
+
+
+def _entries(annotation: Any, value: Any) -> list[tuple[type, Mapping[str, Any]]]:
+    """The mappings in a list of sections, such as audit.sampling.decodings, each with its kind."""
+    kind = next(iter(typing.get_args(annotation)), None) if typing.get_origin(annotation) is tuple else None
+    section = _section(kind)
+    if section is None or not isinstance(value, list | tuple):
+        return []
+    return [(section, inner) for inner in value if isinstance(inner, Mapping)]
+
+
 def _check_keys(values: Mapping[str, Any], kind: type, prefix: str) -> None:
     hints = typing.get_type_hints(kind)
     known = [field.name for field in dataclasses.fields(kind)]
@@ -104,6 +120,9 @@ def _check_keys(values: Mapping[str, Any], kind: type, prefix: str) -> None:
         if key not in known:
             message = f"Unknown configuration key '{prefix}{key}'."
             raise ConfigError(message, _whereabouts(str(key), hints) or did_you_mean(str(key), known))
+        _check_size(f"{prefix}{key}", value)
+        for place, (kind_inside, inner) in enumerate(_entries(hints[key], value)):
+            _check_keys(inner, kind_inside, f"{prefix}{key}[{place}].")
         section = _section(hints[key])
         if section is None or (value is None and type(None) in typing.get_args(hints[key])):
             continue

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 __all__ = ["Side", "beside_table", "lines", "render_beside", "sides", "write_beside"]
 
 UNKNOWN = "–"
+# How passages are extracted, where not word for word given the beginning.
+_HOW = {
+    "near": "Nearly word for word, given the beginning.",
+    "near_bound": "Nearly word for word, given the beginning.",
+    "generate_and_rank": "Word for word, in texts of its own.",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +95,9 @@ def lines(runs: Sequence[Side]) -> list[Line]:
         found.append(_line(runs, f"membership.{rate}", text.metric_label(rate), "Members recognised, few accused."))
     for name in dict.fromkeys(a.name for r in runs for a in r.report.attempts if a.family == "extraction"):
         label = f"{text.metric_label('rate')}, {name}"
-        found.append(_line(runs, f"extraction.{name}.rate", label, "Word for word, given the beginning."))
+        found.append(
+            _line(runs, f"extraction.{name}.rate", label, _HOW.get(name, "Word for word, given the beginning."))
+        )
     level = max((level.repetitions for r in runs for level in r.report.canaries), default=None)
     if level is not None:
         cells = tuple(_exposure(r, level) for r in runs)

@@ -32,6 +32,7 @@ SECTIONS = (
     ("attacks", "Attacks"),
     ("effort", "What it takes to get records out"),
     ("personal", "Personal data"),
+    ("secrets", "Secrets of your formats"),
     ("canaries", "Canary exposure"),
     ("excerpts", "Extracted passages"),
     ("controls", "Controls"),
@@ -41,7 +42,8 @@ SECTIONS = (
     ("provenance", "Provenance"),
 )
 
-OF_TEXT = ("effort", "personal", "canaries", "excerpts")  # what a classifier, which writes nothing, has no section of
+# What a classifier, which writes nothing, has no section of.
+OF_TEXT = ("effort", "personal", "secrets", "canaries", "excerpts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +83,11 @@ def _shown(excerpts: Sequence[Excerpt], *, reveal: bool) -> list[Excerpt]:
     ]
 
 
+def _has(report: AuditReport, section: str) -> bool:
+    """Whether the page has the section: a classifier writes nothing, and not everybody names secrets."""
+    return (report.task == "causal-lm" or section not in OF_TEXT) and (section != "secrets" or bool(report.secrets))
+
+
 def render_html(report: AuditReport, card: RunCard, excerpts: Sequence[Excerpt] = (), *, reveal: bool = False) -> str:
     """Write the whole report as one HTML document, the same bytes for the same arguments.
 
@@ -94,7 +101,7 @@ def render_html(report: AuditReport, card: RunCard, excerpts: Sequence[Excerpt] 
     return template.render(
         report=report,
         card=card,
-        sections=[one for one in SECTIONS if report.task == "causal-lm" or one[0] not in OF_TEXT],
+        sections=[one for one in SECTIONS if _has(report, one[0])],
         style=style,
         style_digest=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         state=text.STATE[report.verdict.state],

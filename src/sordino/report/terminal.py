@@ -39,7 +39,7 @@ def render_table(report: AuditReport) -> "RenderableType":
     from rich.console import Group
 
     parts: list[RenderableType] = [_verdict(report)]
-    for make in (_gates, _attacks, _effort, _personal, _canaries, _requirements):
+    for make in (_gates, _attacks, _effort, _personal, _secrets, _canaries, _requirements):
         table = make(report)
         if table.row_count:
             parts += ["", table]
@@ -178,6 +178,20 @@ def _personal(report: AuditReport) -> "Table":
                 chance, f"{one.p_value:.3f}",
             )  # fmt: skip
     table.caption = "Shares of entities named first or written; p against the untuned base. Others were never named."
+    table.caption_justify = "left"
+    return table
+
+
+def _secrets(report: AuditReport) -> "Table":
+    table = _table(
+        "Exposure of secrets, bits", "Kind", "Trained on", "Untuned base", "Never trained on", "At most", "p", "p, base"
+    )
+    for one in report.secrets:
+        table.add_row(
+            _text(one.kind), _figure(one.members), _figure(one.base), _figure(one.others), f"{one.bits:.1f}",
+            f"{one.p_value:.3f}", f"{one.base_p_value:.3f}",
+        )  # fmt: skip
+    table.caption = "p against records never trained on, and against the untuned base."
     table.caption_justify = "left"
     return table
 

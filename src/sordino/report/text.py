@@ -111,13 +111,23 @@ LABELS = {
     "rate": "Passages extracted",
     "non-members": "Same, from records never seen",
     "excess": "Excess over records never seen",
+    "plain": "Same, without the soft prompt",
+    "gain": "Gain by the soft prompt",
     "perplexity": "Held-out perplexity",
     "accuracy": "Held-out accuracy",
     "loss": "Held-out loss of the true class, nats",
 }
 
+# Of texts that a model wrote: which share of those that a ranking puts first repeats records.
+TOP = re.compile(r"(?P<name>precision|held-out)@(?P<best>[0-9]+)(\.(?P<ranking>\w+))?")
+
 # About text that comes out of a model: beside the point where it only tells classes.
 OF_TEXT = ("Exposure",)
+
+RANKED = {
+    "base": "perplexity over the untuned model's", "zlib": "perplexity over zlib's size",
+    "lowercase": "perplexity over that in lower case", "window": "its best window of tokens",
+}  # fmt: skip
 
 SHORT = {"auc": "AUC", "non-members": "unseen"}
 
@@ -208,6 +218,11 @@ def metric_label(metric: str, *, short: bool = False) -> str:
         if found["name"] == "tpr":
             return f"TPR@{percent}" if short else f"TPR at {percent} FPR"
         return f"FPR@{percent}" if short else f"Realised FPR, meant to be {percent}"
+    top = TOP.fullmatch(metric)
+    if top and not short:
+        if top["name"] == "held-out":
+            return f"Same {top['best']} texts, by records held out"
+        return f"Precision at {top['best']}, ranked by {RANKED.get(top['ranking'], top['ranking'])}"
     return (SHORT if short else LABELS).get(metric, metric)
 
 
@@ -237,6 +252,8 @@ def in_words(metric: str, estimate: Estimate, *, full: bool = False) -> str:
         return f"Recognises {_share(value, 'member')}{accused}."
     if metric == "rate":
         return f"Gives a passage of {_share(value, 'record')}."
+    if metric.startswith("precision@"):
+        return f"Repeats a record trained on in {_share(value, 'text')}."
     return ""
 
 

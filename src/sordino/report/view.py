@@ -197,10 +197,15 @@ def tradeoff(report: AuditReport) -> list[Row]:
 
 def ranking(levels: Sequence[CanaryLevel]) -> list[str]:
     """Say how exposure was measured, each way once with the levels it holds for."""
-    groups: dict[tuple[str, float], list[str]] = {}
+    groups: dict[tuple[str, float], list[CanaryLevel]] = {}
     for level in levels:
-        groups.setdefault((level.method, level.bits), []).append(f"{level.repetitions}×")
-    return [f"{', '.join(names)}: {how}, at most {bits:.1f} bits" for (how, bits), names in groups.items()]
+        groups.setdefault((level.method, level.bits), []).append(level)
+    told = []
+    for (how, bits), same in groups.items():
+        names, forwards = ", ".join(f"{level.repetitions}×" for level in same), sum(level.forwards for level in same)
+        asked = f", {forwards:,} token-forwards" if forwards else ""
+        told.append(f"{names}: {how}, at most {bits:.1f} bits{asked}")
+    return told
 
 
 def figures(report: AuditReport) -> dict[str, str]:

@@ -16,9 +16,20 @@ from sordino.results.findings import (
     MemorisationPoint,
     PersonalFinding,
     Requirement,
+    SecretFinding,
     Verdict,
 )
-from sordino.results.plans import AuditPlan, Decoding, InputPlan, NearBoundPlan, PersonalPlan, SamplingPlan
+from sordino.results.plans import (
+    AuditPlan,
+    Decoding,
+    GeneratedPlan,
+    InputPlan,
+    NearBoundPlan,
+    PersonalPlan,
+    SamplingPlan,
+    SecretPlan,
+    SoftPromptPlan,
+)
 from sordino.results.reports import AuditReport, EntityRow, PersonReport, PersonRow, PromptReport
 from sordino.results.values import SCHEMA, UNBOUNDED, Estimate, Notice, decode, encode
 
@@ -36,6 +47,7 @@ __all__ = [
     "EntityRow",
     "Estimate",
     "Gate",
+    "GeneratedPlan",
     "InputPlan",
     "MemorisationLevel",
     "MemorisationPoint",
@@ -49,6 +61,9 @@ __all__ = [
     "Requirement",
     "RunCard",
     "SamplingPlan",
+    "SecretFinding",
+    "SecretPlan",
+    "SoftPromptPlan",
     "Verdict",
     "decode",
     "encode",

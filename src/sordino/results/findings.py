@@ -18,6 +18,7 @@ __all__ = [
     "MemorisationPoint",
     "PersonalFinding",
     "Requirement",
+    "SecretFinding",
     "Verdict",
 ]
 
@@ -102,11 +103,34 @@ class PersonalFinding:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SecretFinding:
+    """Exposure, in bits of at most `bits`, of secrets of one `kind` among all strings of a `format`.
+
+    `members` is the mean of records that were trained on, `base` that of the same under the untuned model, `others`
+    that of records never trained on. `p_value` is one-sided, of members against others (labels permuted over
+    coins), `base_p_value` of members against the untuned model (paired). `counts` has the secrets on either side and
+    the `first guesses` among them, and how many were left out and why.
+    """
+
+    kind: str
+    format: str
+    bits: float
+    members: Estimate
+    base: Estimate
+    others: Estimate
+    p_value: float
+    base_p_value: float
+    method: str
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class CanaryLevel:
     """Exposure, in bits, of the canaries repeated `repetitions` times in the training data.
 
     `left_out` has the canaries of the same level whose coin kept them out: the control.
-    `exposures` are the included canaries' own, so that a picture can show each one.
+    `exposures` are the included canaries' own, so that a picture can show each one. `forwards` counts the prefixes
+    whose next token the model was asked for.
     """
 
     repetitions: int
@@ -116,6 +140,7 @@ class CanaryLevel:
     left_out_exposures: tuple[float, ...]
     bits: float
     method: str
+    forwards: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,22 @@
 """What is fixed before training: the plan of an audit and its budgets."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from sordino.errors import ConfigError
 
-__all__ = ["AuditPlan", "Decoding", "InputPlan", "NearBoundPlan", "PersonalPlan", "SamplingPlan"]
+__all__ = [
+    "AuditPlan",
+    "Decoding",
+    "GeneratedPlan",
+    "InputPlan",
+    "NearBoundPlan",
+    "PersonalPlan",
+    "SamplingPlan",
+    "SecretPlan",
+    "SoftPromptPlan",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +74,8 @@ class PersonalPlan:
     `mentions`: of how many entities, at most, trained on and as many not, it is asked which value stands there, among
     `candidates` in all, or what the model writes there in `samples` continuations. `texts` of `text_tokens` tokens are
     written from nothing and searched. `regions` are the countries whose telephone numbers need no country code.
+    A soft prompt has `soft_tokens` and is trained in `soft_steps`; recovery fine-tunes on `recovery_people` known
+    people in `recovery_steps`.
     """
 
     mentions: int = 100
@@ -71,6 +84,10 @@ class PersonalPlan:
     texts: int = 256
     text_tokens: int = 128
     regions: tuple[str, ...] = ("US",)
+    soft_tokens: int = 20
+    soft_steps: int = 80
+    recovery_people: int = 10
+    recovery_steps: int = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +100,45 @@ class NearBoundPlan:
     records: int = 50
     beam: int = 16
     distance: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecretPlan:
+    """Secrets of one `kind` whose `format` the user knows, so that their exposure can be told.
+
+    They are what `pattern`, a regular expression, finds (its group, where it has one), else what is labelled as
+    `kind` (data.spans), else what detectors find of it. `lists` names the files of word lists in the format. At most
+    `records` secrets are ranked of records that were trained on, and as many of others.
+    """
+
+    kind: str
+    format: str
+    lists: Mapping[str, str] = field(default_factory=dict)
+    pattern: str | None = None
+    records: int = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratedPlan:
+    """The budget of `generate_and_rank`: it draws so many `texts` by each way of asking, of at most `tokens` each."""
+
+    texts: int = 64
+    tokens: int = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftPromptPlan:
+    """The budget of `soft_prompt`: at most `records` on either side are asked about after a prompt of `tokens` vectors.
+
+    It is trained in `steps` at `learning_rate`; `smoothing` (α) is the weight of the loss of each passage's 5 tokens
+    of highest loss, 0 for none.
+    """
+
+    tokens: int = 20
+    steps: int = 80
+    learning_rate: float = 1e-2
+    smoothing: float = 0.7
+    records: int = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,10 +174,13 @@ class AuditPlan:
     guesses (half as members, half as not);
     `confidence` of every interval; `delta` of ε̂; `shuffles` of every permutation test;
     `prefix_tokens` and `suffix_tokens` the window of discoverable extraction; `token_forwards`
-    what one canary's exact rank may cost; `sampling` the grid of extraction by sampling, `personal` and
-    `near_bound` budgets of attacks; `require` the requirements the audit is judged by; `suite` which attacks are
-    made ("quick", "full" or "all") and `inputs` what they may use: these two alone may be chosen anew when an audit
-    is made, for all attacks that are made are paid for.
+    what one canary's exact rank may cost; `sampling` the grid of extraction by sampling, `personal`,
+    `near_bound` and `generated` budgets of attacks; `require` what the audit is judged by; `suite` which attacks are
+    made ("quick", "full" or "all"), `inputs` what they may use, and `secrets` of which formats secrets are ranked:
+    these three alone may be chosen anew when an audit is made, for all that is made is paid for.
+    `near_bound` and `soft_prompt` budgets of attacks; `require` the requirements the audit is judged by; `suite` which
+    attacks are made ("quick", "full" or "all") and `inputs` what they may use: these two alone may be chosen anew when
+    an audit is made, for all attacks that are made are paid for.
     """
 
     headline: str = "reference"
@@ -140,3 +199,6 @@ class AuditPlan:
     sampling: SamplingPlan = SamplingPlan()
     personal: PersonalPlan = PersonalPlan()
     near_bound: NearBoundPlan = NearBoundPlan()
+    secrets: tuple[SecretPlan, ...] = ()
+    generated: GeneratedPlan = GeneratedPlan()
+    soft_prompt: SoftPromptPlan = SoftPromptPlan()

@@ -13,6 +13,7 @@ from sordino.results.findings import (
     MemorisationPoint,
     PersonalFinding,
     Requirement,
+    SecretFinding,
     Verdict,
 )
 from sordino.results.plans import Decoding
@@ -33,7 +34,8 @@ class AuditReport:
     `untested` names what a reader might assume and nobody measured. `provenance` has digests and versions.
     `trained_here` is False for a model that Sordino did not train: there are no coins and no ε̂.
     `memorisation` is the curve of `train.monitor`, empty where there was none; `effort` what it takes to get
-    records out, one row a decoding; `personal` what attacks on personal data found.
+    records out, one row a decoding; `personal` what attacks on personal data found; `secrets` how exposed secrets of
+    formats are that the user named, one row a format.
     """
 
     run: str
@@ -59,6 +61,7 @@ class AuditReport:
     memorisation: tuple[MemorisationPoint, ...] = ()
     effort: tuple[Effort, ...] = ()
     personal: tuple[PersonalFinding, ...] = ()
+    secrets: tuple[SecretFinding, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

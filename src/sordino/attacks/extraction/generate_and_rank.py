@@ -96,10 +96,16 @@ def prompts(
     ]
 
 
-@extraction(paper="Carlini et al. 2021, arXiv:2012.07805", on="model")
+@extraction(
+    paper="Carlini et al. 2021, arXiv:2012.07805",
+    access="generated text, log-probabilities",
+    cost="texts written from nothing and after beginnings, and three passes over them (audit.generated)",
+    suite="full",
+    on="model",
+)
 def generate_and_rank(  # noqa: PLR0913 - what is drawn, from what, and how
     model: "Model",
-    base: "Model",
+    base: "Model | None",
     draw: Draw,
     snippets: Sequence[str] = (),
     *,
@@ -111,9 +117,10 @@ def generate_and_rank(  # noqa: PLR0913 - what is drawn, from what, and how
     """Draw texts in three ways, and rank those that differ by how likely each was memorised.
 
     `draw` makes the texts, `count` by each strategy (see `prompts`) of at most `length` tokens, which are scored after
-    their prompts under `model` and its untuned `base` (see `rankings`). The control is the same with `base` as the
-    model. `rankings.runs` and `rankings.precisions` judge the result; the attack itself knows no record. Texts of fewer
-    than 8 tokens are dropped and counted. Raises `AuditError` for what cannot be drawn.
+    their prompts under `model` and its untuned `base` (see `rankings`; without a base, that ranking is left out). The
+    control is the same with `base` as the model, or with texts that `draw` takes from the base. `rankings.runs` and
+    `rankings.precisions` judge the result; the attack itself knows no record. Texts of fewer than 8 tokens are dropped
+    and counted. Raises `AuditError` for what cannot be drawn.
     """
     if count < 1 or length < SHORTEST:
         message = f"{count} texts of {length} tokens were asked for."
@@ -143,7 +150,7 @@ def _until(ids: np.ndarray, end: int | None) -> np.ndarray:
     return ids[: stops[0]] if len(stops) else ids
 
 
-def _signals(model: "Model", base: "Model", kept: Sequence[tuple[Wanted, np.ndarray, str]]) -> Signals:
+def _signals(model: "Model", base: "Model | None", kept: Sequence[tuple[Wanted, np.ndarray, str]]) -> Signals:
     """The statistics of the texts after their prompts, of both models, and of the texts in lower case."""
     from sordino.collect import collect
 
@@ -154,7 +161,7 @@ def _signals(model: "Model", base: "Model", kept: Sequence[tuple[Wanted, np.ndar
         _tokens(w.prefix, np.array(ids[: model.context - len(w.prefix)], dtype=np.int32), text.lower())
         for (w, _, text), ids in zip(kept, encoded, strict=True)
     ]
-    untuned = Signals(record_ids=names, texts=texts, statistics=collect(base, plain))
+    untuned = None if base is None else Signals(record_ids=names, texts=texts, statistics=collect(base, plain))
     lowered = Signals(record_ids=names, texts=tuple(t.text for t in lower), statistics=collect(model, lower))
     return Signals(
         record_ids=names,

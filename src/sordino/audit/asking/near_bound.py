@@ -1,7 +1,6 @@
 """Which records a sampler writes nearly, at least: searches near the likeliest passage of some of them."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
@@ -9,6 +8,7 @@ import numpy as np
 from sordino.attacks.base import Attack, Odds, find, offered
 from sordino.audit.inputs import Context, Pair
 from sordino.audit.judging import Judge
+from sordino.audit.parts import in_parts
 from sordino.audit.queried import out
 from sordino.audit.weights import has_weights, weights
 from sordino.audit.written import Written
@@ -20,7 +20,6 @@ __all__ = ["carry_out", "lacking"]
 
 # Records between two results on disk.
 _PART = 8
-_SEED = 41
 
 
 def lacking(context: Context) -> str:
@@ -32,6 +31,7 @@ def lacking(context: Context) -> str:
 class Bound(msgspec.Struct, frozen=True, kw_only=True):
     """Of one record's passage: ln p of the passage itself and of all that was found near it; None stands for −∞."""
 
+    record_id: str
     verbatim: float | None
     lower: float | None
     complete: bool
@@ -45,7 +45,7 @@ def carry_out(context: Context, attack: Attack, pair: Pair, judge: Judge) -> Att
     """
     plan = context.plan
     grid, long_enough = plan.sampling, _odds(context, pair[0]).tried > 0
-    chosen = _drawn(judge, long_enough, plan.near_bound.records, context.seed)
+    chosen = judge.drawn(long_enough, plan.near_bound.records, context.seed)
     tuned = _bounds(context, attack, pair[0], chosen, "tuned")
     has_base = pair[1] is not None and has_weights(context.collector.reader, "base")
     base = _bounds(context, attack, pair[1], chosen, "base") if has_base and pair[1] is not None else None
@@ -99,14 +99,6 @@ def _odds(context: Context, signals: Signals) -> Odds:
     return made
 
 
-def _drawn(judge: Judge, possible: np.ndarray, most: int, seed: int) -> np.ndarray:
-    """The numbers of at most so many records on either side."""
-    rng, found = np.random.default_rng([seed, _SEED]), []
-    for side in (judge.evidence.member, ~judge.evidence.member):
-        found.append(rng.permutation(np.flatnonzero(side & possible))[:most])
-    return np.sort(np.concatenate(found))
-
-
 def _bounds(context: Context, attack: Attack, signals: Signals, chosen: np.ndarray, which: str) -> list[Bound]:
     """Of the chosen records, a part at a time."""
     collector, plan = context.collector, context.plan
@@ -116,31 +108,24 @@ def _bounds(context: Context, attack: Attack, signals: Signals, chosen: np.ndarr
     decoding, settings = plan.sampling.decodings[0], plan.near_bound
     key = collector.key(examples, which, "near_bound/1", str(spans.tolist()), digest(encode([decoding, settings])))
     name = f"{'model' if which == 'tuned' else 'untuned model'}, {attack.name}"
-    tick: Callable[[int], None] = collector.ticker(name, len(examples))
-    found: list[Bound] = []
-    for at in range(0, len(examples), _PART):
-        path = f"near_bound/{key}/{at}.json"
-        file = collector.run.private / path
-        part = list(zip(examples[at : at + _PART], spans[at : at + _PART].tolist(), strict=True))
-        if not file.exists():
-            model: Any = weights(collector.reader, which)
-            made = []
-            for example, (start, stop) in part:
-                ids = collector.encode(example).ids
-                distance = max(1, round(settings.distance * (stop - start)))
-                one = attack(
-                    model, ids[:start], ids[start:stop], decoding, distance=distance, beam=settings.beam
-                )  # fmt: skip
-                made.append(
-                    Bound(
-                        verbatim=_log(one.verbatim), lower=_log(one.lower), complete=one.complete, forwards=one.forwards
-                    )
+    tick = collector.ticker(name, len(examples))
+
+    def work(begin: int, end: int) -> list[Bound]:
+        model, made = weights(collector.reader, which), []
+        for example, (start, stop) in zip(examples[begin:end], spans[begin:end].tolist(), strict=True):
+            ids, distance = collector.encode(example).ids, max(1, round(settings.distance * (stop - start)))
+            one = attack(model, ids[:start], ids[start:stop], decoding, distance=distance, beam=settings.beam)
+            made.append(
+                Bound(
+                    record_id=example.record.id, verbatim=_log(one.verbatim), lower=_log(one.lower),
+                    complete=one.complete, forwards=one.forwards,
                 )
-            collector.forwards += 1
-            collector.run.write_private(path, encode(made))
-        tick(len(part))
-        found += msgspec.json.decode(file.read_bytes(), type=list[Bound])
-    return found
+            )  # fmt: skip
+            tick(1)
+        collector.forwards += 1
+        return made
+
+    return in_parts(collector.run, f"near_bound/{key}", len(examples), _PART, work, Bound, tick=tick)
 
 
 def _log(p: float) -> float | None:

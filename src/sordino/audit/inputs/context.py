@@ -22,7 +22,7 @@ class Context:
 
     `known` are records with another role than candidate: trained on for certain, or certainly not. `seed`
     is the audit's own. `notes` are what is to stand beside the results of attacks on an input, by its name, and
-    `seconds` what each input took.
+    `seconds` what each input took. `kept` is what was found in the records and is needed again.
     """
 
     collector: Collector
@@ -32,6 +32,7 @@ class Context:
     seed: int
     notes: dict[str, list[str]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    kept: dict[str, object] = field(default_factory=dict)
 
     @property
     def settings(self) -> InputPlan:

@@ -1,19 +1,21 @@
 """With which probability samplers draw each token of each record: no text is generated for it."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from sordino.audit.borrowed import borrowed_arrays
 from sordino.audit.inputs.context import Context, Pair
+from sordino.audit.parts import in_shards
 from sordino.audit.subjects import Trained
 from sordino.audit.weights import has_weights, weights
 from sordino.audit.written import Written
-from sordino.evidence import digest
-from sordino.results import Decoding, encode
+from sordino.results import Decoding
+from sordino.serialize import Tokens
 from sordino.signals import Drawn, Signals
 
-__all__ = ["give", "lacking"]
+__all__ = ["along", "give", "lacking"]
 
 _PLAIN = Decoding()
 
@@ -26,8 +28,14 @@ def lacking(context: Context) -> str:
     return ""
 
 
+def along(context: Context) -> tuple[Decoding, ...]:
+    """The decodings that the pass of the signals may measure as well, so that it takes no pass of its own."""
+    decodings = context.plan.sampling.decodings
+    return decodings if lacking(context) == "" and _here(context) and decodings != (_PLAIN,) else ()
+
+
 def give(context: Context, pair: Pair) -> Pair:
-    """One more pass over the records, for all decodings together; where weights are elsewhere, plain sampling alone."""
+    """From the pass of the signals, or one more for all; where weights are elsewhere, plain sampling alone."""
     wanted = context.plan.sampling.decodings if _here(context) else (_PLAIN,)
     if not _here(context) and len(context.plan.sampling.decodings) > 1:
         context.say("drawn", "Of a server only sampling at temperature 1 is known: it tells no other probabilities.")
@@ -50,7 +58,7 @@ def _drawn(context: Context, which: str, decodings: tuple[Decoding, ...], signal
     if decodings == (_PLAIN,):
         return Drawn(decodings=decodings, logprob=np.asarray(signals.statistics.logprob)[:, None])
     collector = context.collector
-    key = collector.key(context.examples, which, "drawn/1", digest(encode(decodings)))
+    key = collector.drawn_key(context.examples, which, decodings)
     found = collector.store.arrays(key)
     return Drawn(decodings=decodings, logprob=(found or _made(context, which, decodings, key))["logprob"])
 
@@ -59,10 +67,7 @@ def _made(context: Context, which: str, decodings: tuple[Decoding, ...], key: st
     """Taken over from a run beside this one, where that has asked the same untuned model, else computed."""
     collector = context.collector
     tokens = [collector.encode(e) for e in context.examples]
-    manifest = {
-        "definition": "drawn/1", "model": which, "decodings": [str(d) for d in decodings],
-        **collector.reader.manifest(),
-    }  # fmt: skip
+    manifest = collector.drawn_manifest(which, decodings)
     if which == "base" and isinstance(collector.subject, Trained):
         lent = borrowed_arrays(collector.run, key, tokens, manifest)
         if lent is not None:
@@ -72,8 +77,14 @@ def _made(context: Context, which: str, decodings: tuple[Decoding, ...], key: st
 
     name = f"{'model' if which == 'tuned' else 'untuned model'}, {len(decodings)} decodings"
     tick = collector.ticker(name, len(context.examples))
-    targets = np.concatenate([t.ids[t.target] for t in tokens] or [np.empty(0, dtype=np.int32)])
-    made = {"logprob": drawn(weights(collector.reader, which), tokens, decodings, tick=tick), "token": targets}
+    model = weights(collector.reader, which)
+
+    def measure(some: Sequence[Tokens]) -> dict[str, np.ndarray]:
+        targets = np.concatenate([t.ids[t.target] for t in some] or [np.empty(0, dtype=np.int32)])
+        return {"logprob": drawn(model, some, decodings, tick=tick), "token": targets}
+
+    made = in_shards(collector.store, key, tokens, measure, tick)
     collector.forwards += 1
     collector.store.put_arrays(key, made, manifest)
+    collector.store.drop(key)
     return made

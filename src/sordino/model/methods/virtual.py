@@ -61,7 +61,8 @@ def prompt_config(module: Any, method: MethodConfig, heads: list[str] | None = N
 
 def real_positions(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
     """As a hook of a PEFT model: logits of the tokens that were given, none of the virtual ones."""
-    extra = output.logits.shape[1] - kwargs["input_ids"].shape[1]
+    given = kwargs["inputs_embeds"] if kwargs.get("input_ids") is None else kwargs["input_ids"]
+    extra = output.logits.shape[1] - given.shape[1]
     if extra > 0:
         output.logits = output.logits[:, extra:]
     return output
