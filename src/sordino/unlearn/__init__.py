@@ -1,0 +1,1 @@
+"""Knowledge unlearning: what a model is to forget, by which loss."""
