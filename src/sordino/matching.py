@@ -4,7 +4,9 @@ The suffixes are sorted by libdivsufsort (Y. Mori; bindings: pydivsufsort); sear
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,8 @@ Symbols = str | Int[np.ndarray, " n"] | Sequence[int]
 
 # Stands between records and in no query, so that no match spans two of them. All symbols are shifted up by one.
 _BETWEEN = 0
+# Fewer symbols are sorted faster by one thread.
+_ALONE = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +59,23 @@ def _codes(symbols: Symbols) -> np.ndarray:
     return ids.astype(np.int32) + np.int32(1)
 
 
+@cache
+def _threads() -> Any:
+    """The threads of the sorter, which has a pool of its own."""
+    import pydivsufsort  # noqa: F401 - only pools of libraries that are loaded are found
+    from threadpoolctl import ThreadpoolController
+
+    every = ThreadpoolController()
+    return every.select(filepath=[p.filepath for p in every.lib_controllers if "pydivsufsort" in p.filepath])
+
+
 def _sorted(codes: np.ndarray) -> np.ndarray:
     """Where the suffixes of `codes` (N ≥ 1) begin, in their order."""
     from pydivsufsort import divsufsort
 
-    order: np.ndarray = divsufsort(codes)
+    # Threads that wait for each other take milliseconds, more than it takes to sort a text of one record.
+    with _threads().limit(limits=1) if len(codes) < _ALONE else nullcontext():
+        order: np.ndarray = divsufsort(codes)
     return np.ascontiguousarray(order, dtype=np.int64 if len(codes) > np.iinfo(np.int32).max else np.int32)
 
 

@@ -14,7 +14,7 @@ from sordino.audit.subjects import Subject, Trained
 from sordino.audit.weights import weights
 from sordino.audit.written import Written
 from sordino.evidence import digest
-from sordino.records import Example, content_digest
+from sordino.records import Example, Record, content_digest
 from sordino.results import Decoding, encode
 from sordino.run import Run
 from sordino.serialize import Serializer, Tokens, View
@@ -42,6 +42,7 @@ class Collector:
         self.store = Store(run.private / "signals")
         self.forwards = 0
         self._encoded: dict[tuple[str, str], Tokens] = {}
+        self._contents: dict[str, str] = {}
 
     @cached_property
     def serializer(self) -> Serializer:
@@ -101,9 +102,14 @@ class Collector:
 
     def key(self, examples: Sequence[Example], which: str, *more: str) -> str:
         """A digest of all that numbers about `examples` under a model depend on."""
-        records = (e.record for e in examples)
-        contents = (part for r in records for part in (r.id, content_digest(r.messages, r.label, r.rejected)))
+        contents = (part for e in examples for part in (e.record.id, self._content(e.record)))
         return digest(_DEFINITION, *self.reader.identity(which), *more, *contents)
+
+    def _content(self, record: Record) -> str:
+        """The digest of what a record says; of thousands of them many keys are made."""
+        if record.id not in self._contents:
+            self._contents[record.id] = content_digest(record.messages, record.label, record.rejected)
+        return self._contents[record.id]
 
     def _statistics(
         self, examples: Sequence[Example], tokens: Sequence[Tokens], which: str, view: str, along: tuple[Decoding, ...]
