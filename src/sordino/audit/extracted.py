@@ -11,7 +11,7 @@ from sordino.attacks.base import Attack, Windows
 from sordino.attacks.words import first
 from sordino.audit.collecting import Collector
 from sordino.audit.continuations import text_after
-from sordino.audit.judging import Judge
+from sordino.audit.judging import Judge, attempted
 from sordino.audit.parts import in_parts
 from sordino.evidence import digest
 from sordino.records import Example
@@ -81,16 +81,11 @@ def attempt(
         found = _verbatim(attack, collector, examples, (tuned, base), wanted)
     possible = tuned.tried > 0
     return (
-        Attempt(
-            name=attack.name,
-            family="extraction",
-            summary=attack.summary,
-            paper=attack.paper,
-            access=attack.access,
+        attempted(
+            attack,
             parameters={**attack.parameters, **wanted},
             estimates=judge.shares(found.hit, possible),
             control={} if found.control is None else judge.shares(found.control, possible),
-            p_value=None,
             records=int(possible.sum()),
             coins=judge.coins(possible),
             notes=_notes(found, tuned, possible),

@@ -2,14 +2,25 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from sordino import stats
+from sordino.attacks.base import Attack
 from sordino.audit.evaluate import Evidence, estimate
-from sordino.results import Estimate
+from sordino.results import Attempt, Estimate
 
-__all__ = ["Judge", "difference"]
+__all__ = ["Judge", "attempted", "difference"]
+
+
+def attempted(attack: Attack, **found: Any) -> Attempt:
+    """The `Attempt` of an extraction `attack`: what it is, and what was `found`."""
+    return Attempt(
+        name=attack.name, family="extraction", summary=attack.summary, paper=attack.paper, access=attack.access,
+        p_value=None, **found,
+    )  # fmt: skip
+
 
 _DRAWN = 41
 

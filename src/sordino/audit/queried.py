@@ -9,7 +9,7 @@ import numpy as np
 from sordino import stats
 from sordino.attacks.base import Attack, Odds, offered
 from sordino.audit.inputs import Pair
-from sordino.audit.judging import Judge
+from sordino.audit.judging import Judge, attempted
 from sordino.results import Attempt, AuditPlan, Decoding, Effort, Estimate, SamplingPlan
 
 __all__ = ["Queried", "expected", "out", "queried"]
@@ -62,16 +62,11 @@ def queried(attack: Attack, pair: Pair, judge: Judge, plan: AuditPlan) -> Querie
     ]
     if not possible.all():
         notes.append(f"{int((~possible).sum())} records are too short to be tried.")
-    attempt = Attempt(
-        name=attack.name,
-        family="extraction",
-        summary=attack.summary,
-        paper=attack.paper,
-        access=attack.access,
+    attempt = attempted(
+        attack,
         parameters={**attack.parameters, **wanted, **first},
         estimates=judge.shares(out(tuned.logprob[:, 0], grid.limit, grid.chance), possible),
         control={} if base is None else judge.shares(out(base.logprob[:, 0], grid.limit, grid.chance), possible),
-        p_value=None,
         records=int(possible.sum()),
         coins=judge.coins(possible),
         notes=tuple(notes),

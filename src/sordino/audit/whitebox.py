@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from itertools import groupby
 from typing import Any, Literal
 
@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.functional import cross_entropy
 
+from sordino.attacks.frozen import frozen
 from sordino.dp.engine import Clipper, Clipping
 from sordino.errors import AuditError, DPError
 from sordino.model import Model
-from sordino.model.methods import OWN, own, untuned
+from sordino.model.methods import OWN, own
 from sordino.serialize import Tokens
 from sordino.train.collate import collate
 from sordino.train.objective import Objective
@@ -56,23 +57,15 @@ def weights_of(model: Model, part: Part) -> dict[str, torch.nn.Parameter]:
 @contextmanager
 def _differentiable(model: Model, part: Part) -> Iterator[dict[str, torch.nn.Parameter]]:
     """The weights of `part`, which alone require gradients meanwhile; in evaluation mode, tuned or not."""
-    module, was_training = model.module, model.module.training
-    module.eval()
-    try:
-        with nullcontext() if model.tuned else untuned(module):
-            before = [(p, p.requires_grad) for p in module.parameters()]
-            try:
-                module.requires_grad_(False)
-                chosen = weights_of(model, part)
-                for parameter in chosen.values():
-                    parameter.requires_grad_(True)
-                yield chosen
-            finally:
-                for parameter, on in before:
-                    parameter.requires_grad_(on)
-                    parameter.grad = None
-    finally:
-        module.train(was_training)
+    with frozen(model) as module:
+        try:
+            chosen = weights_of(model, part)
+            for parameter in chosen.values():
+                parameter.requires_grad_(True)
+            yield chosen
+        finally:
+            for parameter in module.parameters():
+                parameter.grad = None
 
 
 def gradient_norms(

@@ -13,7 +13,7 @@ from sordino.attacks.rankings import precisions, runs
 from sordino.audit.evaluate import estimate
 from sordino.audit.external import External
 from sordino.audit.inputs import Context, Pair
-from sordino.audit.judging import Judge
+from sordino.audit.judging import Judge, attempted
 from sordino.audit.parts import in_parts
 from sordino.audit.repeated import Corpus, Repeated, corpus_of, repeats
 from sordino.audit.subjects import Trained
@@ -98,19 +98,14 @@ def carry_out(context: Context, attack: Attack, pair: Pair, judge: Judge) -> Att
     rows = {which: _rows(context, corpus, ranked) for which, ranked in made.items()}
     collector.run.write_private(f"{attack.name}.json", encode(rows))
     figures = {which: _figures(context, judge, corpus, declared, rows[which]) for which in made}
-    return Attempt(
-        name=attack.name,
-        family="extraction",
-        summary=attack.summary,
-        paper=attack.paper,
-        access=attack.access,
+    return attempted(
+        attack,
         parameters={
             "texts": len(made["tuned"].texts), "tokens": length, "top_k": _TOP_K, "ranking": declared,
             "best": min(_BEST, len(made["tuned"].orders.get(declared, ()))), "run_tokens": corpus.least,
         },
         estimates=figures["tuned"],
         control=figures.get("base", {}),
-        p_value=None,
         records=int(corpus.possible.sum()),
         coins=judge.coins(corpus.possible),
         notes=_notes(corpus, made, rows["tuned"], declared, bool(snippets)),

@@ -7,7 +7,7 @@ import numpy as np
 
 from sordino.attacks.base import Attack, Odds, find, offered
 from sordino.audit.inputs import Context, Pair
-from sordino.audit.judging import Judge
+from sordino.audit.judging import Judge, attempted
 from sordino.audit.parts import in_parts
 from sordino.audit.queried import out
 from sordino.audit.weights import has_weights, weights
@@ -44,11 +44,12 @@ def carry_out(context: Context, attack: Attack, pair: Pair, judge: Judge) -> Att
     Each model is asked about its own likeliest passages. At most `audit.near_bound.records` are drawn on either side.
     """
     plan = context.plan
-    grid, long_enough = plan.sampling, _odds(context, pair[0]).tried > 0
-    chosen = judge.drawn(long_enough, plan.near_bound.records, context.seed)
-    tuned = _bounds(context, attack, pair[0], chosen, "tuned")
-    has_base = pair[1] is not None and has_weights(context.collector.reader, "base")
-    base = _bounds(context, attack, pair[1], chosen, "base") if has_base and pair[1] is not None else None
+    grid, odds = plan.sampling, _odds(context, pair[0])
+    chosen = judge.drawn(odds.tried > 0, plan.near_bound.records, context.seed)
+    tuned = _bounds(context, attack, odds, chosen, "tuned")
+    base = None
+    if pair[1] is not None and has_weights(context.collector.reader, "base"):
+        base = _bounds(context, attack, _odds(context, pair[1]), chosen, "base")
 
     def hits(bounds: Sequence[Bound]) -> np.ndarray:
         hit = np.zeros(len(context.examples), dtype=bool)
@@ -57,19 +58,14 @@ def carry_out(context: Context, attack: Attack, pair: Pair, judge: Judge) -> Att
 
     possible = np.zeros(len(context.examples), dtype=bool)
     possible[chosen] = True
-    return Attempt(
-        name=attack.name,
-        family="extraction",
-        summary=attack.summary,
-        paper=attack.paper,
-        access=attack.access,
+    return attempted(
+        attack,
         parameters={
             "beam": plan.near_bound.beam, "distance": plan.near_bound.distance, "decoding": str(grid.decodings[0]),
             "queries": grid.limit, "chance": grid.chance,
         },
         estimates=judge.shares(hits(tuned), possible),
         control={} if base is None else judge.shares(hits(base), possible),
-        p_value=None,
         records=len(chosen),
         coins=judge.coins(possible),
         notes=_notes(context, tuned, len(chosen)),
@@ -99,10 +95,9 @@ def _odds(context: Context, signals: Signals) -> Odds:
     return made
 
 
-def _bounds(context: Context, attack: Attack, signals: Signals, chosen: np.ndarray, which: str) -> list[Bound]:
+def _bounds(context: Context, attack: Attack, odds: Odds, chosen: np.ndarray, which: str) -> list[Bound]:
     """Of the chosen records, a part at a time."""
     collector, plan = context.collector, context.plan
-    odds = _odds(context, signals)
     examples = [context.examples[i] for i in chosen.tolist()]
     spans = np.stack([odds.start[chosen, 0], odds.stop[chosen, 0]], axis=-1)
     decoding, settings = plan.sampling.decodings[0], plan.near_bound

@@ -13,7 +13,7 @@ from sordino.audit.evaluate import estimate
 from sordino.audit.extracted import Passage
 from sordino.audit.held import held, lacking_embeddings
 from sordino.audit.inputs import Context, Pair
-from sordino.audit.judging import Judge
+from sordino.audit.judging import Judge, attempted
 from sordino.audit.parts import in_parts
 from sordino.audit.subjects import Trained
 from sordino.audit.weights import weights
@@ -100,12 +100,8 @@ def carry_out(context: Context, attack: Attack, pair: Pair, judge: Judge) -> Att
     _keep(context, attack, judged, tuned, base)
     tried = np.zeros_like(possible)
     tried[chosen] = True
-    return Attempt(
-        name=attack.name,
-        family="extraction",
-        summary=attack.summary,
-        paper=attack.paper,
-        access=attack.access,
+    return attempted(
+        attack,
         parameters={
             "prefix_tokens": context.plan.prefix_tokens, "suffix_tokens": context.plan.suffix_tokens,
             "tokens": plan.tokens, "steps": plan.steps, "learning_rate": plan.learning_rate,
@@ -113,7 +109,6 @@ def carry_out(context: Context, attack: Attack, pair: Pair, judge: Judge) -> Att
         },
         estimates=_estimates(judge, chosen, tuned),
         control={} if base is None else _estimates(judge, chosen, base),
-        p_value=None,
         records=len(chosen),
         coins=judge.coins(tried),
         notes=_notes(context, len(pairs), asked, judged, tuned),
