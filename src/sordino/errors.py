@@ -8,7 +8,8 @@
     ├── TrainingError (RuntimeError)  training cannot go on: NaN loss, memory, disk
     ├── DPError (RuntimeError)        a guarantee of differential privacy that cannot be given
     ├── AccountingError (ValueError)  a privacy claim that no accountant can prove
-    └── AuditError (RuntimeError)     an audit that cannot be carried out as asked
+    ├── AuditError (RuntimeError)     an audit that cannot be carried out as asked
+    └── UnlearningError (RuntimeError)  a deletion that cannot be carried out, verified or certified as asked
 
 Anything else that reaches a user as a traceback is a bug in Sordino.
 """
@@ -26,6 +27,7 @@ __all__ = [
     "RunError",
     "SordinoError",
     "TrainingError",
+    "UnlearningError",
     "did_you_mean",
     "first_line",
 ]
@@ -70,6 +72,10 @@ class AccountingError(SordinoError, ValueError):
 
 class AuditError(SordinoError, RuntimeError):
     """An audit that cannot be carried out as asked."""
+
+
+class UnlearningError(SordinoError, RuntimeError):
+    """A deletion that cannot be carried out, verified or certified as asked."""
 
 
 class DPError(SordinoError, RuntimeError):

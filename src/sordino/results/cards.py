@@ -14,7 +14,8 @@ __all__ = ["RunCard"]
 class RunCard:
     """`run.json`: what was trained, on what, from what, and how it can be repeated.
 
-    `status` "external" is the folder of an audit of a model that Sordino did not train.
+    `status` "external" is the folder of an audit of a model that Sordino did not train; "unlearning" that of a model
+    that is being made to forget, to which `unlearning` says what was asked and how it is done.
 
     `data` holds the source, the fingerprint and the counts of records and units by role; `model`
     the digests of base weights, adapter and tokenizer; `training` what happened (steps, tokens,
@@ -24,7 +25,7 @@ class RunCard:
 
     name: str
     created: str
-    status: Literal["prepared", "training", "trained", "external"]
+    status: Literal["prepared", "training", "trained", "unlearning", "external"]
     config: Mapping[str, Any]
     seed: int
     data: Mapping[str, Any]
@@ -35,4 +36,5 @@ class RunCard:
     notices: tuple[Notice, ...] = ()
     plan: AuditPlan = AuditPlan()
     parent: str | None = None
+    unlearning: Mapping[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA

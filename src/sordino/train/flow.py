@@ -158,6 +158,8 @@ def train_run(run: Run, *, say: Say = _SILENT, monitor: Monitor = lambda progres
         card = run.card
         if card.status == "external":
             raise RunError(f"{run.path} is an audit of a model trained elsewhere.", "There is nothing to train in it.")
+        if card.status == "unlearning":
+            raise RunError(f"{run.path} is being made to forget, not trained.", "Go on with `sordino unlearn run`.")
         if card.status == "trained":
             raise RunError(f"{run.path} is trained already.", f"Audit it: `sordino audit {run.path}`.")
         config = recorded(card.config, str(run.path / "run.json"))

@@ -1,0 +1,1 @@
+"""Methods that aren't a logit loss alone, and the controls: one file each."""
