@@ -353,7 +353,3 @@ def _run(arguments: Sequence[str] | None) -> int:
         traceback.print_exc()
         _explain("This is a bug in Sordino.", "Please report it with the lines above.")
         return 1
-
-
-if __name__ == "__main__":
-    main()
