@@ -1,0 +1,183 @@
+"""The plan of a deletion: what each tier promises and costs here, and the cheapest that is sufficient."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sordino.errors import UnlearningError
+from sordino.results import Tier, UnlearnPlan
+from sordino.unlearn.base import Deletion, Method
+from sordino.unlearn.losses import FORGET
+
+__all__ = ["DEFAULT_METHOD", "Option", "Policy", "decide", "options", "settled"]
+
+DEFAULT_METHOD = "grad_diff"
+_RANK: Mapping[Tier, int] = {"approximate": 0, "dp": 1, "exact": 2}
+# Losses that ask the model as it was: by the log-probabilities of tokens, read once, or by whole logits, in each step.
+_REFERENCE_ONCE = ("npo", "tnpo", "dpo", "idk_dpo", "alt_po")
+_REFERENCE_ALWAYS = ("undial",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """What is asked of a plan: the `least` that must be promised, and what may be spent.
+
+    `epsilon` and `delta` are what a guarantee of differential privacy has to be worth for those who go (None: that tier
+    is not considered). `method` asks for one method; `settings` are some of its parameters; `search` is the number of
+    trials that may be spent on the others (0: published defaults).
+    """
+
+    least: Tier = "approximate"
+    epsilon: float | None = None
+    delta: float | None = None
+    method: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    search: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One way: its tier and method, its expected share of training anew, and why it is not possible, if so."""
+
+    tier: Tier
+    method: str
+    share: float | None
+    promise: str
+    refused: str = ""
+
+
+def settled(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings of `method`: its defaults, and what was `given`; raises `UnlearningError` for an unknown one."""
+    from sordino.errors import did_you_mean
+
+    for name in given:
+        if name not in method.defaults:
+            hint = did_you_mean(name, method.defaults) or "It has none."
+            raise UnlearningError(f"The method {method.name} has no setting '{name}'.", hint)
+    return {**method.defaults, **given}
+
+
+def expected_share(deletion: Deletion, method: Method, settings: Mapping[str, Any]) -> float | None:
+    """The share of training anew that an approximate method takes: epochs and records, as tokens of one length.
+
+    A record to forget is read forwards and backwards in each epoch, with one that stays where `alpha` is not 0; a
+    reference reads forwards, which is a third.
+    """
+    epochs = settings.get("epochs")
+    trained = len(deletion.forget) + len(deletion.retain)
+    if epochs is None or not trained:
+        return None
+    once = len(deletion.forget) / trained
+    passes = epochs * (1.0 + bool(settings.get("alpha", 0)) * (method.name in FORGET and method.name != "grad_ascent"))
+    if method.name in _REFERENCE_ALWAYS:
+        passes += epochs / 3
+    elif method.name in _REFERENCE_ONCE:
+        passes += 1 / 3
+    return float(once * passes / int(deletion.config.train.epochs))
+
+
+def options(deletion: Deletion, policy: Policy, methods: Mapping[str, Method], spent: int = 0) -> list[Option]:
+    """Every tier as it stands for `deletion`; `spent` counts units that differential privacy was spent on before."""
+    name = policy.method or DEFAULT_METHOD
+    if name not in methods:
+        from sordino.errors import did_you_mean
+
+        raise UnlearningError(f"There is no method '{name}'.", did_you_mean(name, methods))
+    found = [_shards(deletion), _private(deletion, policy, spent)]
+    method = methods[name]
+    if method.tier == "approximate":
+        found.append(_approximate(deletion, method, settled(method, policy.settings)))
+    found.append(Option(tier="exact", method="retrain", share=1.0, promise="trained anew on what stays"))
+    return found
+
+
+def _shards(deletion: Deletion) -> Option:
+    promise = "the affected shards trained anew on what stays"
+    if deletion.config.shards is None:
+        why = "The run was not trained in shards (train --shards)."
+        return Option(tier="exact", method="shards", share=None, promise=promise, refused=why)
+    from sordino.unlearn.methods.shards import expected
+
+    return Option(tier="exact", method="shards", share=expected(deletion), promise=promise)
+
+
+def _private(deletion: Deletion, policy: Policy, spent: int) -> Option:
+    from sordino.unlearn.capacity import check_capacity
+
+    promise = "the model as it is, (ε, δ)-close to one without them"
+
+    def refused(why: str) -> Option:
+        return Option(tier="dp", method="dp", share=None, promise=promise, refused=why)
+
+    if deletion.config.dp is None:
+        return refused("The run was not trained under differential privacy.")
+    if policy.epsilon is None or policy.delta is None:
+        return refused("It was not said what the guarantee has to be worth (--epsilon, --delta).")
+    try:
+        check_capacity(deletion, policy.epsilon, policy.delta, spent)
+    except UnlearningError as error:
+        return refused(str(error))
+    return Option(tier="dp", method="dp", share=0.0, promise=promise)
+
+
+def _approximate(deletion: Deletion, method: Method, settings: Mapping[str, Any]) -> Option:
+    share = expected_share(deletion, method, settings)
+    promise = "nothing: it is measured"
+    if deletion.config.shards is not None and deletion.config.shards.combine == "ensemble":
+        why = "The run is an ensemble of shards, which is not tuned as one."
+        return Option(tier="approximate", method=method.name, share=share, promise=promise, refused=why)
+    if "lora" in method.needs and deletion.config.method.kind != "lora":
+        why = f"{method.name} needs a LoRA adapter, and the run was tuned by {deletion.config.method.kind}."
+        return Option(tier="approximate", method=method.name, share=share, promise=promise, refused=why)
+    return Option(tier="approximate", method=method.name, share=share, promise=promise)
+
+
+def decide(deletion: Deletion, policy: Policy, methods: Mapping[str, Method], spent: int = 0) -> UnlearnPlan:
+    """The cheapest way that promises enough; raises `UnlearningError` where none does.
+
+    An approximate method is taken only where no guarantee is to be had for less than training anew, or by name.
+    """
+    found = options(deletion, policy, methods, spent)
+    possible = [o for o in found if not o.refused and _RANK[o.tier] >= _RANK[policy.least]]
+    named = [o for o in possible if o.method == policy.method]
+    if policy.method is not None and not named:
+        raise _impossible(policy, found)
+    if not possible:
+        raise _impossible(policy, found)
+    guaranteed = [o for o in possible if o.tier != "approximate" and o.share is not None and o.share < 1]
+    chosen = min(named or guaranteed or possible, key=_cost)
+    method = methods[chosen.method]
+    given = policy.settings if chosen.method == (policy.method or DEFAULT_METHOD) else {}
+    settings = settled(method, given)
+    if chosen.tier == "dp":
+        settings |= {"epsilon": policy.epsilon, "delta": policy.delta}
+    if chosen.tier == "approximate" and policy.search:
+        settings = {**settings, "search": policy.search}
+    counts = {
+        "forget": len(deletion.forget),
+        "others": len(deletion.others),
+        "retain": len(deletion.retain),
+        "never": len(deletion.never),
+        "subjects": len({e.record.unit for e in deletion.forget}),
+    }
+    return UnlearnPlan(
+        request=deletion.request.id,
+        tier=chosen.tier,
+        method=chosen.method,
+        settings=settings,
+        why=tuple(f"{o.tier}, {o.method}: {o.refused}" for o in found if o.refused),
+        share=chosen.share,
+        counts=counts,
+    )
+
+
+def _cost(option: Option) -> float:
+    return float("inf") if option.share is None else option.share
+
+
+def _impossible(policy: Policy, found: Sequence[Option]) -> UnlearningError:
+    asked = f"the method {policy.method}" if policy.method else f"at least the tier {policy.least}"
+    why = " ".join(f"{o.method}: {o.refused}" for o in found if o.refused and policy.method in (None, o.method))
+    return UnlearningError(
+        f"No plan gives {asked}. {why}".strip(), "Choose another --method, or a lower --at-least; retraining is exact."
+    )
