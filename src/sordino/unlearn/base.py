@@ -13,13 +13,15 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 from sordino.config import RunConfig, recorded
+from sordino.errors import UnlearningError
 from sordino.evidence import digest
 from sordino.records import Example, Split
+from sordino.records.placed import tallied
 from sordino.records.store import save as save_split
-from sordino.results import Cost, DeletionRequest, Tier
+from sordino.results import Cost, DeletionRequest, Notice, Tier
 from sordino.run import Run
 
-__all__ = ["Child", "Deletion", "Method", "Say", "Ticker", "Unlearner", "create_child", "unlearner"]
+__all__ = ["Child", "Deletion", "Method", "Say", "Ticker", "Unlearner", "create_child", "finish_child", "unlearner"]
 
 Say = Callable[[str], None]
 Ticker = Callable[[str, int], Callable[[int], None]]
@@ -139,3 +141,61 @@ def create_child(deletion: Deletion, method: str) -> Run:
         )
     )
     return run
+
+
+def finish_child(deletion: Deletion, child: Child, method: Method, cost: Cost) -> Run:
+    """End the child of `deletion`: what changed is checked, its manifest and its card are written.
+
+    Raises `UnlearningError` where a method that was to change the weights did not: a no-op is never taken for success.
+    """
+    from sordino.manifest import write_manifest
+    from sordino.model import weights_digest
+
+    run, parent = child.run, deletion.run.card
+    found = weights_digest(run.weights)
+    leaves_them = method.control or method.tier == "dp"
+    if found == parent.model["weights"] and not leaves_them:
+        message = f"{method.name} left the weights as they were ({found}): nothing was forgotten."
+        raise UnlearningError(message, "Raise its learning rate or its epochs, or use another method.")
+    card = run.card
+    # Steps on records that stay are not private, whatever the training was.
+    privacy = {} if method.tier == "approximate" and not method.control else card.privacy
+    run.write_card(
+        dataclasses.replace(
+            card,
+            status="trained",
+            data={**card.data, "counts": tallied(deletion.left.examples)},
+            model={**card.model, "weights": found},
+            privacy=privacy,
+            notices=(*card.notices, *_notices(deletion, privacy)),
+            unlearning={
+                **card.unlearning,
+                "tier": method.tier,
+                "method": method.name,
+                "settings": dict(child.settings),
+                "seed": child.seed,
+                "cost": msgspec.to_builtins(cost),
+                "forgotten": len(deletion.forget),
+                "promise": _PROMISES[method.tier],
+            },
+        )
+    )
+    write_manifest(run)
+    run.event("unlearned", method=method.name, tokens=cost.tokens, seconds=round(cost.seconds, 3))
+    return run
+
+
+_PROMISES: Mapping[Tier, str] = {
+    "exact": "trained on what stays, and on nothing else",
+    "dp": "the weights as they were, which differential privacy keeps close to those without the deleted",
+    "approximate": "empirical, no guarantee",
+}
+
+
+def _notices(deletion: Deletion, privacy: Mapping[str, Any]) -> tuple[Notice, ...]:
+    gone = len(deletion.forget) + len(deletion.others)
+    made = [Notice(kind="deleted", count=gone, message=f"{gone:,} records were deleted on request.")]
+    if deletion.run.card.privacy and not privacy:
+        message = "The steps of unlearning were not private: the guarantee of the training no longer holds."
+        made.append(Notice(kind="no-longer-private", count=1, message=message))
+    return tuple(made)
