@@ -14,6 +14,8 @@ from typing import Annotated, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 import sordino
+from sordino.cli.common import Json
+from sordino.cli.unlearn import unlearn
 from sordino.errors import ConfigError, SordinoError
 
 __all__ = ["app", "main"]
@@ -28,7 +30,8 @@ app = App(
     suppress_keyboard_interrupt=False,  # answered below, with what to do next
 )
 
-Json = Annotated[bool, Parameter(negative="", help="Print the result as JSON on stdout.")]
+app.command(unlearn)
+
 Keys = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
 
 

@@ -1,0 +1,172 @@
+"""A deletion from request to certificate: each step a transaction of the ledger, each of which goes on after a crash.
+
+`received → planned → executed → verified → certified`; any may end in `failed`, and a failed request may be made anew.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from sordino.deletions import Deletions
+from sordino.errors import SordinoError, UnlearningError
+from sordino.results import DeletionRequest, Scores, UnlearnPlan, decode, encode
+from sordino.run import Run, write_atomic
+from sordino.unlearn.base import Child, Deletion, Say, Ticker, create_child, finish_child
+from sordino.unlearn.methods import discover
+from sordino.unlearn.planning import Policy, decide
+from sordino.unlearn.requests import new_request, resolve
+
+__all__ = ["Transaction", "begin", "find"]
+
+_SILENT: Say = lambda text: None  # noqa: E731 - a named default reads better than a def
+_UNSEEN: Ticker = lambda name, total: lambda done: None  # noqa: E731
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transaction:
+    """One request on one run, as far as the ledger says it has come."""
+
+    run: Run
+    deletions: Deletions
+    request: DeletionRequest
+    say: Say = _SILENT
+    ticker: Ticker = _UNSEEN
+
+    @property
+    def folder(self) -> Path:
+        """Where what belongs to the request is kept; only its owner can read it."""
+        return self.deletions.folder(self.request.id)
+
+    @property
+    def state(self) -> str:
+        """Where it stands."""
+        return self.deletions.state(self.request.id)
+
+    def resolved(self) -> Deletion:
+        """The request against the records of the run; raises what `resolve` raises."""
+        return resolve(self.run, self.request)
+
+    def plan(self, policy: Policy) -> UnlearnPlan:
+        """Choose the cheapest sufficient tier and write it down; raises `UnlearningError` where there is none."""
+        deletion = self.resolved()
+        made = decide(deletion, policy, discover(), self.deletions.spent(self.run.card.name))
+        write_atomic(self.folder / "plan.json", encode(made), mode=0o600)
+        told = {"tier": made.tier, "method": made.method, "share": made.share}
+        self.deletions.advance(self.request.id, "planned", **told)
+        return made
+
+    @property
+    def planned(self) -> UnlearnPlan:
+        """The plan that was made; raises `UnlearningError` where none was."""
+        path = self.folder / "plan.json"
+        if not path.exists():
+            raise UnlearningError(f"Request {self.request.id} has no plan.", "Make one: `sordino unlearn plan`.")
+        return decode(path.read_bytes(), UnlearnPlan, str(path))
+
+    def execute(self) -> Run:
+        """Carry out the plan, from where it was interrupted; returns the run that has forgotten.
+
+        What went wrong for good ends the request as "failed", and is raised; the run is as it was.
+        """
+        plan, deletion = self.planned, self.resolved()
+        method = discover()[plan.method]
+        run = self._child(deletion, plan)
+        child = Child(run=run, seed=_seed(deletion), settings=plan.settings, say=self.say, ticker=self.ticker)
+        try:
+            with run.lock():
+                run.tidy()
+                child = self._searched(deletion, child, plan)
+                made = finish_child(deletion, child, method, method.run(deletion, child))
+        except SordinoError as error:
+            self.deletions.advance(self.request.id, "failed", why=type(error).__name__)
+            raise
+        told = {"child": made.card.name, "before": self.run.card.model["weights"], "after": made.card.model["weights"]}
+        self.deletions.advance(self.request.id, "executed", **told, **self._forgotten(deletion))
+        return made
+
+    def _forgotten(self, deletion: Deletion) -> dict[str, int]:
+        return {"records": len(deletion.forget), "subjects": len({e.record.unit for e in deletion.forget})}
+
+    def _child(self, deletion: Deletion, plan: UnlearnPlan) -> Run:
+        """The run that was begun, or a new one: its name is on disk before anything is done in it."""
+        path = self.folder / "child"
+        if path.exists():
+            return Run.open(self.run.path.parent / path.read_text())
+        made = create_child(deletion, plan.method)
+        write_atomic(path, made.card.name.encode(), mode=0o600)
+        return made
+
+    def _searched(self, deletion: Deletion, child: Child, plan: UnlearnPlan) -> Child:
+        budget = int(plan.settings.get("search", 0))
+        settings = {name: value for name, value in plan.settings.items() if name != "search"}
+        child = dataclasses.replace(child, settings=settings)
+        if not budget:
+            return child
+        from sordino.unlearn.searching import search
+
+        self.say(f"searching the settings of {plan.method}: {budget} trials")
+        return search(deletion, child, plan.method, budget)
+
+    @property
+    def child(self) -> Run:
+        """The run that has forgotten; raises `UnlearningError` where it was not made yet."""
+        path = self.folder / "child"
+        if not path.exists() or self.state in ("received", "planned", "failed"):
+            message = f"Request {self.request.id} was not carried out ({self.state})."
+            raise UnlearningError(message, f"`sordino unlearn run {self.run.path}` does it.")
+        return Run.open(self.run.path.parent / path.read_text())
+
+    def scores(self, which: Literal["before", "after"]) -> Scores:
+        """What the model says of the records, before or after; measured once."""
+        from sordino.unlearn.scoring import score
+
+        path = self.folder / f"scores-{which}.json"
+        if not path.exists():
+            run = self.run if which == "before" else self.child
+            made = score(run, self.resolved(), generate=True, ticker=self.ticker, folder=self.folder / "signals")
+            write_atomic(path, encode(made), mode=0o600)
+        return decode(path.read_bytes(), Scores, str(path))
+
+
+def _seed(deletion: Deletion) -> int:
+    """The seed of a method's own randomness, from that of the run and the request."""
+    words = [abs(deletion.run.card.seed), int(deletion.request.id[:12], 16)]
+    return int(np.random.SeedSequence(words).generate_state(1)[0])
+
+
+def begin(
+    run: Run,
+    kind: Literal["subject", "record"],
+    names: Sequence[str],
+    *,
+    acknowledged: bool = False,
+    say: Say = _SILENT,
+    ticker: Ticker = _UNSEEN,
+) -> Transaction:
+    """Receive a request: it is checked against the records of `run` and written to the ledger beside it."""
+    request = new_request(run, kind, names, acknowledged=acknowledged)
+    resolve(run, request)
+    deletions = Deletions.open(run.path.parent)
+    deletions.receive(request)
+    return Transaction(run=run, deletions=deletions, request=request, say=say, ticker=ticker)
+
+
+def find(run: Run, request: str | None = None, *, say: Say = _SILENT, ticker: Ticker = _UNSEEN) -> Transaction:
+    """The request `request` on `run`, or the only one that is open; raises `UnlearningError` where that is not one."""
+    deletions = Deletions.open(run.path.parent)
+    mine = [r for r in deletions.requests() if r.run == run.card.name]
+    if request is not None:
+        mine = [r for r in mine if r.id.startswith(request)]
+    elif len(mine) > 1:
+        mine = [r for r in mine if deletions.state(r.id) not in ("certified", "failed")]
+    if len(mine) != 1:
+        what = (
+            f"no request {request}" if request is not None and not mine else f"{len(mine)} requests that could be meant"
+        )
+        hint = "`sordino unlearn ledger` lists them; name one with --request."
+        raise UnlearningError(f"On {run.path} there are {what}.", hint)
+    return Transaction(run=run, deletions=deletions, request=mine[0], say=say, ticker=ticker)

@@ -1,0 +1,350 @@
+"""What `sordino unlearn` does: requests planned, carried out, verified and certified; certificates checked."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from sordino.commands import newest
+from sordino.console import display, say
+from sordino.errors import ConfigError
+from sordino.results import Outcome, encode
+from sordino.run import Run
+
+if TYPE_CHECKING:
+    from sordino.results import Verification
+    from sordino.unlearn.flow import Transaction
+    from sordino.unlearn.planning import Option, Policy
+
+__all__ = [
+    "Asked",
+    "Wanted",
+    "run_certify",
+    "run_check",
+    "run_execute",
+    "run_ledger",
+    "run_methods",
+    "run_plan",
+    "run_qualify",
+    "run_verify",
+]
+
+Kind = Literal["subject", "record"]
+EXIT: Mapping[Outcome, int] = {"pass": 0, "fail": 3, "inconclusive": 4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """Who or what is to go, as it was given: `request` names one that is there already."""
+
+    subjects: tuple[str, ...] = ()
+    records: tuple[str, ...] = ()
+    file: Path | None = None
+    kind: Kind = "subject"
+    acknowledged: bool = False
+    request: str | None = None
+
+    def names(self) -> tuple[Kind, tuple[str, ...]]:
+        """What kind of thing is named, and the names; raises `ConfigError` unless it is one kind, and not nothing."""
+        from sordino.unlearn.requests import names_from
+
+        given = {"--subject": self.subjects, "--record": self.records, "--names": self.file}
+        used = [flag for flag, value in given.items() if value]
+        if len(used) != 1:
+            what = "nothing is named" if not used else f"{' and '.join(used)} are given together"
+            raise ConfigError(f"For a request, {what}.", "Give --subject, --record, or a file with --names.")
+        if self.file is not None:
+            return self.kind, names_from(self.file)
+        return ("subject", self.subjects) if self.subjects else ("record", self.records)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What is asked of a plan, as it was given."""
+
+    least: Literal["exact", "dp", "approximate"] = "approximate"
+    method: str | None = None
+    settings: tuple[str, ...] = ()
+    search: int = 0
+    epsilon: float | None = None
+    delta: float | None = None
+
+    def policy(self) -> "Policy":
+        """The same, checked: raises `ConfigError`."""
+        from sordino.unlearn.planning import Policy
+
+        if self.search < 0:
+            raise ConfigError(f"--search is {self.search}.", "Give a number of trials, 0 for none.")
+        if self.epsilon is not None and not 0 < self.epsilon < float("inf"):
+            raise ConfigError(f"--epsilon is {self.epsilon}.", "Give a positive number.")
+        if self.delta is not None and not 0 < self.delta < 1:
+            raise ConfigError(f"--delta is {self.delta}.", "Give a probability far below 1 / subjects.")
+        if (self.epsilon is None) != (self.delta is None):
+            raise ConfigError("--epsilon and --delta belong together.", "Give both, or neither.")
+        if self.settings and self.method is None:
+            raise ConfigError("--setting was given without --method.", "Name the method whose settings they are.")
+        return Policy(
+            least=self.least, method=self.method, settings=parsed(self.settings), search=self.search,
+            epsilon=self.epsilon, delta=self.delta,
+        )  # fmt: skip
+
+
+def parsed(words: Sequence[str]) -> dict[str, Any]:
+    """Settings from `name=value`, the values as YAML reads them; raises `ConfigError`."""
+    import yaml
+
+    found: dict[str, Any] = {}
+    for word in words:
+        name, sign, text = word.partition("=")
+        if not sign or not name.isidentifier():
+            raise ConfigError(f"--setting is {word!r}.", "Give name=value, such as learning_rate=1e-4.")
+        if name in found:
+            raise ConfigError(f"--setting {name} was given twice.", "Give it once.")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--setting {word!r} cannot be read.", "Give name=value.") from error
+        # YAML 1.1 takes 1e-4, without a point, for a text.
+        found[name] = _number(value) if isinstance(value, str) else value
+    return found
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _print(value: object) -> None:
+    sys.stdout.write(encode(value).decode())
+
+
+def run_plan(run: Path | None, asked: Asked, wanted: Wanted, *, dry_run: bool, as_json: bool) -> int:
+    """Receive a request and plan it, or with `dry_run` show what it would be."""
+    from sordino.unlearn.flow import begin, find
+    from sordino.unlearn.methods import discover
+    from sordino.unlearn.planning import decide, options
+    from sordino.unlearn.requests import new_request, resolve
+
+    policy, chosen = wanted.policy(), Run.open(run or newest())
+    if asked.request is not None:
+        return _planned(find(chosen, asked.request, say=say), policy, as_json)
+    kind, names = asked.names()
+    if not dry_run:
+        return _planned(begin(chosen, kind, names, acknowledged=asked.acknowledged, say=say), policy, as_json)
+    deletion = resolve(chosen, new_request(chosen, kind, names, acknowledged=asked.acknowledged))
+    made = decide(deletion, policy, discover())
+    if as_json:
+        _print(made)
+    else:
+        _show_options(options(deletion, policy, discover()), made.method)
+    return 0
+
+
+def _planned(transaction: "Transaction", policy: "Policy", as_json: bool) -> int:
+    from sordino.unlearn.methods import discover
+    from sordino.unlearn.planning import options
+
+    made = transaction.plan(policy)
+    if as_json:
+        _print(made)
+        return 0
+    spent = transaction.deletions.spent(transaction.run.card.name)
+    _show_options(options(transaction.resolved(), policy, discover(), spent), made.method)
+    counts = made.counts
+    say(f"request {made.request}: {counts['forget']:,} records of {counts['subjects']:,} subjects are to be forgotten")
+    print(made.request)
+    say(f"next: `sordino unlearn run {transaction.run.path}`")
+    return 0
+
+
+def _show_options(found: Sequence["Option"], chosen: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "tier", "method", "of retraining", "promises", "not possible because", box=None, pad_edge=False)
+    for one in found:
+        share = "" if one.share is None or one.refused else f"{one.share:.1%}"
+        mark = "→" if one.method == chosen else ""
+        table.add_row(mark, one.tier, one.method, share, one.promise, one.refused)
+    Console(stderr=True).print(table)
+
+
+def run_execute(run: Path | None, request: str | None, as_json: bool) -> int:
+    """Carry out the plan of a request."""
+    from sordino.unlearn.flow import find
+
+    with display() as shown:
+        transaction = find(Run.open(run or newest()), request, say=say, ticker=shown.task)
+        made = transaction.execute()
+    if as_json:
+        _print(made.card)
+        return 0
+    cost = made.card.unlearning["cost"]
+    share = "" if cost.get("share") is None else f", {cost['share']:.2%} of training anew"
+    say(f"{made.card.unlearning['method']}: {cost['seconds']:.1f} s{share}; {made.card.unlearning['promise']}")
+    print(made.path)
+    say(f"next: `sordino unlearn verify {transaction.run.path}`")
+    return 0
+
+
+def run_verify(
+    run: Path | None, request: str | None, qualification: str | None, *, robustness: bool, as_json: bool
+) -> int:
+    """Verify a request that was carried out."""
+    from sordino.unlearn.flow import find
+
+    with display() as shown:
+        transaction = find(Run.open(run or newest()), request, say=say, ticker=shown.task)
+        found = transaction.verify(qualification, robustness=robustness)
+    if as_json:
+        _print(found)
+    else:
+        _show_verification(found)
+        say(f"next: `sordino unlearn certify {transaction.run.path} --key KEY`")
+    return EXIT[found.outcome]
+
+
+def _show_verification(found: "Verification") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    names = list(dict.fromkeys(name for row in found.rows for name in row.metrics))
+    table = Table("", *(row.name.replace("_", " ") for row in found.rows), box=None, pad_edge=False)
+    for name in names:
+        cells = (str(row.metrics[name]) if name in row.metrics else "" for row in found.rows)
+        table.add_row(name.replace("_", " "), *cells)
+    console.print(table)
+    console.print()
+    for one in found.comparisons:
+        console.print(f"{one.outcome:<13} {one.metric}: {one.difference}, allowed ± {one.margin:g}", highlight=False)
+    for attack in found.robustness:
+        console.print(f"{attack.name}: {attack.estimate} ({attack.what})", highlight=False)
+    console.print(f"\n[bold]{found.outcome}[/bold]", highlight=False)
+    for reason in found.reasons:
+        console.print(f"  {reason}", highlight=False)
+
+
+def run_qualify(run: Path | None, method: str, settings: Sequence[str], how: tuple[int, int], as_json: bool) -> int:
+    """Hold a method against training anew on simulated requests."""
+    from sordino.unlearn.methods import discover, named
+    from sordino.unlearn.planning import settled
+    from sordino.unlearn.qualifying import qualify
+
+    seeds, subjects = how
+    chosen = named(method, discover())
+    with display() as shown:
+        found = qualify(
+            Run.open(run or newest()), method, settled(chosen, parsed(settings)), seeds=seeds, subjects=subjects,
+            ticker=shown.task,
+        )  # fmt: skip
+    if as_json:
+        _print(found)
+    else:
+        from rich.console import Console
+
+        console = Console()
+        for one in found.comparisons:
+            console.print(f"{one.outcome:<13} {one.metric}: {one.difference}, ± {one.margin:g}", highlight=False)
+        console.print(f"[bold]{found.outcome}[/bold] ({found.id})", highlight=False)
+    return EXIT[found.outcome]
+
+
+def run_certify(  # noqa: PLR0913 - each is an option of its own
+    run: Path | None,
+    request: str | None,
+    key: Path,
+    *,
+    issuer: str,
+    purge: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> int:
+    """Issue a certificate, and list or remove what still holds the deleted."""
+    from sordino.unlearn.flow import find
+    from sordino.unlearn.purge import holdings
+
+    transaction = find(Run.open(run or newest()), request, say=say)
+    if dry_run:
+        found = holdings(transaction.run, transaction.request)
+        if as_json:
+            _print(found)
+        else:
+            for one in found:
+                print(f"{one.kind:<18} {one.path} ({one.bytes:,} bytes): {one.why}")
+        say(f"{len(found)} places hold what was deleted; `--purge` removes them")
+        return 0
+    path = transaction.certify(key, issuer=issuer, purge=purge)
+    if as_json:
+        sys.stdout.write(path.read_text())
+    else:
+        print(path)
+        say(f"its page: {path.with_suffix('.html')}; anyone can `sordino unlearn check {path}`")
+    return 0
+
+
+def run_check(certificate: Path, key: str | None, as_json: bool) -> int:
+    """Check a certificate, without torch."""
+    from sordino.unlearn.checking import check
+
+    found = check(certificate, key=key)
+    if as_json:
+        _print(found)
+    else:
+        for one in found.checks:
+            print(f"{one.state:<12} {one.name}: {one.what}")
+    return 0 if found.sound else 3
+
+
+def run_ledger(runs: Path, reconsent: Sequence[str], kind: Kind, reason: str, as_json: bool) -> int:
+    """List the requests of a folder of runs, or note a consent."""
+    from sordino.deletions import Deletions
+
+    if not runs.is_dir():
+        raise ConfigError(f"There is no folder {runs}.", "Give the folder that holds the runs.")
+    if reconsent:
+        Deletions.open(runs).reconsent(reconsent, kind, reason)
+        say(f"{len(reconsent)} may be trained on again")
+        return 0
+    if reason:
+        raise ConfigError("--reason was given without --reconsent.", "It says why somebody may come back.")
+    rows = [] if not (runs / "deletions").is_dir() else Deletions.open(runs).history()
+    if as_json:
+        _print(rows)
+        return 0
+    for row in rows:
+        print(f"{row.id}  {row.state:<10} {row.time}  {row.run}")
+    if not rows:
+        say(f"no request was ever made in {runs}")
+    return 0
+
+
+def run_methods(as_json: bool) -> int:
+    """List the methods."""
+    from sordino.unlearn.methods import discover
+
+    found = discover()
+    if as_json:
+        _print([
+            {"name": m.name, "tier": m.tier, "summary": m.summary, "needs": sorted(m.needs), "defaults": m.defaults,
+             "paper": m.paper, "control": m.control} for m in found.values()
+        ])  # fmt: skip
+        return 0
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    for m in found.values():
+        console.print(Text.assemble((m.name, "bold"), f" ({'control' if m.control else m.tier})"))
+        console.print(Padding(Text(m.summary), (0, 0, 0, 4)))
+        told = {
+            "needs": ", ".join(sorted(m.needs)),
+            "settings": ", ".join(f"{k}={v}" for k, v in m.defaults.items()),
+            "paper": m.paper,
+        }
+        console.print(Padding(Text("; ".join(f"{k}: {v}" for k, v in told.items() if v), style="dim"), (0, 0, 1, 4)))
+    return 0
