@@ -10,45 +10,16 @@ import hashlib
 import re
 from bisect import bisect_left
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cached_property
 
 from sordino.errors import DataError
+from sordino.results import Absence, Inclusion, Neighbour
 
 __all__ = ["Absence", "Inclusion", "Neighbour", "Tree", "verify_absence", "verify_inclusion"]
 
 _WIDTH = 32
 _LEAF, _NODE, _ROOT, _EMPTY = b"\x00", b"\x01", b"\x02", b"\x03"
 _HEX = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inclusion:
-    """That a leaf is the one at `index` (from 0, in sorted order) of `size`: its siblings from below, in hex."""
-
-    index: int
-    size: int
-    path: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Neighbour:
-    """A leaf that is in the tree, in hex, and the proof of it."""
-
-    leaf: str
-    proof: Inclusion
-
-
-@dataclass(frozen=True, kw_only=True)
-class Absence:
-    """That a leaf is not among `size`: the two next to each other between which it would lie.
-
-    `left` is None before the first leaf, `right` after the last one, and both of an empty tree.
-    """
-
-    size: int
-    left: Neighbour | None
-    right: Neighbour | None
 
 
 def _hash(data: bytes) -> bytes:
