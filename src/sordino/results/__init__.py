@@ -5,6 +5,15 @@ no private text and no per-record score is ever part of them.
 """
 
 from sordino.results.cards import RunCard
+from sordino.results.certificates import (
+    Certificate,
+    CertifiedRequest,
+    Digests,
+    Manifests,
+    Purged,
+    Qualified,
+    RecordProof,
+)
 from sordino.results.findings import (
     Attempt,
     CanaryLevel,
@@ -30,6 +39,7 @@ from sordino.results.plans import (
     SecretPlan,
     SoftPromptPlan,
 )
+from sordino.results.proofs import Absence, Inclusion, Neighbour
 from sordino.results.reports import AuditReport, EntityRow, PersonReport, PersonRow, PromptReport
 from sordino.results.unlearning import (
     Columns,
@@ -50,10 +60,13 @@ from sordino.results.values import SCHEMA, UNBOUNDED, Estimate, Notice, decode, 
 __all__ = [
     "SCHEMA",
     "UNBOUNDED",
+    "Absence",
     "Attempt",
     "AuditPlan",
     "AuditReport",
     "CanaryLevel",
+    "Certificate",
+    "CertifiedRequest",
     "Claim",
     "Columns",
     "Comparison",
@@ -61,15 +74,19 @@ __all__ = [
     "Curve",
     "Decoding",
     "DeletionRequest",
+    "Digests",
     "Effort",
     "EntityRow",
     "Estimate",
     "Gate",
     "GeneratedPlan",
+    "Inclusion",
     "InputPlan",
+    "Manifests",
     "MemorisationLevel",
     "MemorisationPoint",
     "NearBoundPlan",
+    "Neighbour",
     "Notice",
     "Outcome",
     "PersonReport",
@@ -77,6 +94,9 @@ __all__ = [
     "PersonalFinding",
     "PersonalPlan",
     "PromptReport",
+    "Purged",
+    "Qualified",
+    "RecordProof",
     "Requirement",
     "Robustness",
     "Row",
