@@ -206,7 +206,7 @@ class Deletions:
         """
         if not names or not reason.strip():
             raise UnlearningError("To let deleted records back takes names and a reason.", "Say who agreed, and when.")
-        if any(name in reason for name in names):
+        if any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", reason) for name in names):
             raise UnlearningError("The reason holds a name.", "The ledger names nobody: refer to a file of yours.")
         with self._chain.writing() as entries:
             tombs = Tombstones.of(entries, self._chain.salt)
