@@ -15,6 +15,7 @@ from sordino.report.card import Artefact, render_card
 from sordino.results import AuditReport, RunCard
 from sordino.run import Run, write_atomic, write_folder
 from sordino.train.reading import classes_of
+from sordino.unlearn.exports import remember_export
 
 __all__ = ["export"]
 
@@ -48,6 +49,7 @@ def export(run: Run, out: Path, *, merge: bool = False, dtype: Kind = "float32",
         artefact = _write(model, folder, config, merge=merge, dtype=dtype)
         write_atomic(folder / "README.md", render_card(card, report, artefact).encode())
         folder.chmod(0o755)
+    remember_export(run, out, merged=merge)
     return out
 
 

@@ -14,8 +14,10 @@ import msgspec
 import sordino
 from sordino.canaries import AuditCanary, Canary, manifest
 from sordino.config import RunConfig, recorded
+from sordino.deletions import leave_out, refuse_deleted
 from sordino.errors import RunError
 from sordino.evidence import digest
+from sordino.manifest import write_manifest
 from sordino.records import Example, Split, read, split, unit_words
 from sordino.records.labels import label_notices, labels_of
 from sordino.records.placed import tallied
@@ -72,9 +74,12 @@ class Prepared:
 
 
 def prepare(config: RunConfig) -> Prepared:
-    """Read the records, draw every coin and plant the canaries, without touching a model."""
+    """Read the records, draw every coin and plant the canaries, without touching a model.
+
+    What the ledger in `config.out` says was deleted is left out, after the coins: no other record's moves.
+    """
     dataset = read(config.data)
-    placed = split(dataset, config.split, config.seed)
+    placed = leave_out(split(dataset, config.split, config.seed), config.out, dataset.unit_kind)
     notices = [*dataset.notices, *placed.notices]
     planting = Planting()
     if config.task == "classification":
@@ -87,6 +92,7 @@ def prepare(config: RunConfig) -> Prepared:
         split=placed.with_canaries(planting.examples),
         canaries=planting.canaries,
         unit_kind=dataset.unit_kind,
+        # That of the data as read, with what was left out: runs on one fingerprint add up their losses of privacy.
         fingerprint=dataset.fingerprint,
         notices=tuple(notices),
         audit_canaries=planting.audit_canaries,
@@ -121,6 +127,7 @@ def create(config: RunConfig, prepared: Prepared) -> Run:
             plan=config.audit,
         )
     )
+    write_manifest(run)
     return run
 
 
@@ -163,6 +170,7 @@ def train_run(run: Run, *, say: Say = _SILENT, monitor: Monitor = lambda progres
         if card.status == "trained":
             raise RunError(f"{run.path} is trained already.", f"Audit it: `sordino audit {run.path}`.")
         config = recorded(card.config, str(run.path / "run.json"))
+        refuse_deleted(load_split(run.records).training, run.path, str(card.data.get("unit", "record")))
         ready = _ready(run, card, config, say)
         promise: Promise | None = None
         way: dict[str, str] = {}

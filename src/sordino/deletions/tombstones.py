@@ -1,0 +1,172 @@
+"""Salted hashes of what was deleted, and which records they mean.
+
+A subject is known by its name where a column of the data names units; where units are records or so many rows, a name
+says nothing of another reading of the data, and its records are known by what they say. So are records: an id that was
+given anew brings nothing back. What somebody else holds too, word for word, is nobody's alone and is not blocked.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from sordino.deletions.chain import Entry
+from sordino.manifest import content_digests, keyed_digest
+from sordino.records import Example
+from sordino.results import DeletionRequest
+
+__all__ = ["LIFTED", "Kind", "Marks", "Tombstones", "asked_of", "name_hash", "named_units"]
+
+Kind = Literal["subject", "record"]
+
+LIFTED = "reconsented"
+"""What a line says that lifts tombstones, in the place of a state."""
+
+
+def named_units(unit: str) -> bool:
+    """Whether units of the kind `unit` have names of their own: not where each is a record, or so many rows."""
+    return unit != "record" and not unit.startswith("rows-of-")
+
+
+def name_hash(salt: bytes, kind: Kind, name: str, unit: str) -> str:
+    """32 hex digits for a subject (of units of the kind `unit`) or a record (whatever its unit)."""
+    return keyed_digest(salt, kind, unit if kind == "subject" else "", name)[:16].hex()
+
+
+def _content_hash(salt: bytes, content: str) -> str:
+    return keyed_digest(salt, "content", "", content)[:16].hex()
+
+
+def asked_of(request: DeletionRequest, examples: Sequence[Example]) -> npt.NDArray[np.bool_]:
+    """Which of `examples` are of those who ask; canaries are nobody's."""
+    import pyarrow.compute as pc
+
+    from sordino.records.columns import Held, Rows
+    from sordino.records.placed import batches, examples_of, schema
+
+    rows = examples if isinstance(examples, Rows) else Rows(Held(batches(examples), schema()), examples_of)
+    column = rows.column("unit" if request.kind == "subject" else "id").to_pylist()
+    names = set(request.names)
+    own = np.asarray(pc.not_equal(rows.column("role"), "canary").to_numpy(), dtype=bool)
+    found: npt.NDArray[np.bool_] = own & np.fromiter((name in names for name in column), dtype=bool, count=len(rows))
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Marks:
+    """What a request is known by, all salted: its `names`, and of its records (id, content).
+
+    An empty content is one that others hold too. `unit` is the kind of the units of its data.
+    """
+
+    kind: Kind
+    unit: str
+    names: tuple[str, ...]
+    records: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def of(cls, request: DeletionRequest, examples: Sequence[Example], unit: str, salt: bytes) -> "Marks":
+        """Those of `request` to a run that holds `examples`, trained on or not."""
+        asked = asked_of(request, examples)
+        mine: list[tuple[str, str]] = []
+        others: set[str] = set()
+        for own, (_, name, content) in zip(asked.tolist(), content_digests(examples), strict=True):
+            if own:
+                mine.append((name, content))
+            else:
+                others.add(content)
+        return cls(
+            kind=request.kind,
+            unit=unit,
+            names=tuple(name_hash(salt, request.kind, name, unit) for name in request.names),
+            records=tuple(
+                (name_hash(salt, "record", name, unit), "" if content in others else _content_hash(salt, content))
+                for name, content in mine
+            ),
+        )
+
+    @classmethod
+    def read(cls, data: Mapping[str, Any]) -> "Marks":
+        """Those that a line of the ledger holds."""
+        records = tuple((str(name), str(content)) for name, content in data["records"])
+        return cls(kind=data["kind"], unit=data["unit"], names=tuple(data["names"]), records=records)
+
+    @property
+    def written(self) -> dict[str, Any]:
+        """What a line of the ledger says of them."""
+        return {"kind": self.kind, "unit": self.unit, "names": list(self.names), "records": [*map(list, self.records)]}
+
+
+@dataclass
+class Tombstones:
+    """What was deleted and what was lifted, each with the number of the line that said so last; 0 is never."""
+
+    salt: bytes
+    subjects: dict[str, int] = field(default_factory=dict)
+    records: dict[str, int] = field(default_factory=dict)
+    contents: dict[str, int] = field(default_factory=dict)
+    lifted: dict[str, int] = field(default_factory=dict)
+    units: set[str] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, entries: Iterable[Entry], salt: bytes) -> "Tombstones":
+        """Those of all requests that were ever carried out, whatever became of them afterwards."""
+        made = cls(salt)
+        asked: dict[str, Marks] = {}
+        for entry in entries:
+            if entry.state == "received":
+                asked[entry.request] = Marks.read(entry.data)
+                # Whoever lifts something names a subject, and does not know how its data was read.
+                made.units.add(asked[entry.request].unit)
+            elif entry.state == "executed":
+                made.put(asked[entry.request], entry.number)
+            elif entry.state == LIFTED:
+                made.lifted.update(dict.fromkeys(entry.data["names"], entry.number))
+        return made
+
+    def put(self, marks: Marks, number: int) -> None:
+        """Let what `marks` mean be blocked from line `number` on."""
+        (self.subjects if marks.kind == "subject" else self.records).update(dict.fromkeys(marks.names, number))
+        for name, content in marks.records:
+            self.records[name] = number
+            if content:
+                self.contents[content] = number
+
+    def hashes(self, kind: Kind, name: str) -> list[str]:
+        """The hashes under which `name` may be here; none that is not."""
+        known = self.subjects if kind == "subject" else self.records
+        units = sorted(self.units) if kind == "subject" else [""]
+        return [found for unit in units if (found := name_hash(self.salt, kind, name, unit)) in known]
+
+    def holds(self, kind: Kind, name: str) -> bool:
+        """Whether `name` is blocked now."""
+        known = self.subjects if kind == "subject" else self.records
+        return any(known[found] > self.lifted.get(found, 0) for found in self.hashes(kind, name))
+
+    def blocked(self, examples: Sequence[Example], unit: str) -> npt.NDArray[np.bool_]:
+        """Which of `examples`, whose units are of the kind `unit`, were deleted and not lifted since."""
+        found = np.zeros(len(examples), dtype=bool)
+        if not self.subjects and not self.records:
+            return found
+        named = named_units(unit)
+        last: dict[str, tuple[int, int]] = {}  # of each unit, when it was deleted and when lifted
+        for at, (owner, name, content) in enumerate(content_digests(examples)):
+            if owner not in last:
+                hashed = name_hash(self.salt, "subject", owner, unit)
+                last[owner] = (self.subjects.get(hashed, 0) if named else 0, self.lifted.get(hashed, 0))
+            deleted, lifted = last[owner]
+            deleted = max(deleted, self.contents.get(_content_hash(self.salt, content), 0))
+            if deleted > lifted:
+                found[at] = deleted > self.lifted.get(name_hash(self.salt, "record", name, unit), 0)
+        return found
+
+
+def covered(marks: Collection[Marks], kind: Kind, names: Sequence[str], salt: bytes) -> list[str]:
+    """Those of `names` that any of `marks` mean: by themselves, or a record as one of a subject's."""
+    known = {mark for one in marks for mark in (*(one.names if one.kind == kind else ()),)}
+    if kind == "record":
+        known |= {name for one in marks for name, _ in one.records}
+    units = {one.unit for one in marks} if kind == "subject" else {""}
+    return [name for name in names if any(name_hash(salt, kind, name, unit) in known for unit in units)]
