@@ -29,13 +29,15 @@ class Logits:
     """What a model says about a batch: `logits` (B, T, V) at t are of the token t + 1; `labels` (B, T).
 
     `reference` (B, T, V), without gradient, is the same of the model before unlearning, where a loss needs it. `better`
-    is the batch with the answers that are wanted in place of these, of which preferences are told.
+    is the batch with the answers that are wanted in place of these, of which preferences are told. Where a loss asks
+    the reference for the ln p of scored tokens alone, `reference_logprob` (B, N) will do, 0 where none is scored.
     """
 
     logits: Float[Tensor, "B T V"]
     labels: Int[Tensor, "B T"]
     reference: Float[Tensor, "B T V"] | None = None
     better: "Logits | None" = None
+    reference_logprob: Float[Tensor, "B N"] | None = None
 
     @cached_property
     def target(self) -> Bool[Tensor, "B N"]:
@@ -60,6 +62,8 @@ class Logits:
     @cached_property
     def token_reference(self) -> Float[Tensor, "B N"]:
         """The same of the reference; raises `ConfigError` without one."""
+        if self.reference_logprob is not None:
+            return self.reference_logprob.detach()
         return self._picked(self.frozen)
 
     @property
