@@ -180,7 +180,7 @@ def test_clipping_bounds_what_a_step_sees(make_model, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("select", "kept"), [("last", 6), ("best", 4)])
 def test_the_weights_kept_are_the_last_or_the_best(make_model, tmp_path, monkeypatch, select, kept):
     measured = iter([3.0, 1.0, 2.0])
-    monkeypatch.setattr(loop, "_validation", lambda *args: (next(measured), None))
+    monkeypatch.setattr(loop, "validation", lambda *args: (next(measured), None))
     model, seen = attach(fresh(make_model("llama")), MethodConfig(rank=2), 0), {}
     config = TrainConfig(epochs=3, batch_size=8, learning_rate=0.01, select=select)
     run = new_run(tmp_path)

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
-from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from sordino.config import TrainConfig
@@ -23,6 +22,8 @@ from sordino.train.collate import collate, epoch_batches
 from sordino.train.objective import Objective, check_precision, loss_scaler, recomputed
 from sordino.train.private import PrivateSteps
 from sordino.train.progress import Monitor, Progress
+from sordino.train.steps import Steps
+from sordino.train.validation import validation, validation_loss
 
 __all__ = ["learning_rate", "train", "validation_loss"]
 
@@ -38,34 +39,6 @@ def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
     done = (step - warmup) / max(1, steps - warmup)
     factor = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
     return config.learning_rate * factor[config.schedule]
-
-
-def validation_loss(
-    model: Model, tokens: Sequence[Tokens], batch_size: int, objective: Objective | None = None
-) -> float | None:
-    """The mean NLL a token (of a classifier: a record), in nats, over `tokens`; None where there are none."""
-    found = _validation(model, tokens, batch_size, objective or Objective(model))
-    return None if found is None else found[0]
-
-
-def _validation(
-    model: Model, tokens: Sequence[Tokens], batch_size: int, objective: Objective
-) -> tuple[float, float | None] | None:
-    """The mean loss over `tokens` and, of a classifier, its accuracy; None where there are none."""
-    order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
-    total, count, right = 0.0, 0, 0
-    with model.active():
-        for start in range(0, len(order), batch_size):
-            chosen = [tokens[i] for i in order[start : start + batch_size]]
-            batch = collate(chosen, model.tokenizer.pad_token_id, model.device)
-            scores = objective.scores(batch)
-            total += float(cross_entropy(scores, batch.wanted, reduction="sum"))
-            count += batch.targets
-            if model.classes is not None:
-                right += int((scores.argmax(dim=-1) == batch.wanted).sum())
-    if not count:
-        return None
-    return total / count, None if model.classes is None else right / count
 
 
 @contextmanager
@@ -93,6 +66,7 @@ class _Trainer:
     config: TrainConfig
     seed: int
     private: PrivateSteps | None
+    given: Steps | None = None
 
     def __post_init__(self) -> None:
         self.parameters = list(trainable(self.model.module).values())
@@ -114,6 +88,8 @@ class _Trainer:
         if self.private is not None:
             self.steps = self.private.steps
             self.per_epoch = math.ceil(self.steps / self.config.epochs)
+        if self.given is not None:
+            self.steps, self.per_epoch = self.given.steps, self.given.per_epoch
         self.log = self.run.private / "losses.jsonl"
         self.told = time.monotonic()
 
@@ -125,8 +101,9 @@ class _Trainer:
 
     def batches(self, start: int) -> Iterator[tuple[int, list[int]]]:
         """Step numbers from `start` on, each with its record indices (under differential privacy: its units)."""
-        if self.private is not None:
-            yield from self.private.batches(start)
+        other = self.private or self.given
+        if other is not None:
+            yield from other.batches(start)
             return
         lengths = [len(t) for t in self.training]
         for epoch in range(start // self.per_epoch, self.config.epochs):
@@ -142,16 +119,14 @@ class _Trainer:
         """
         if self.private is not None:
             return self._private_step(self.private, number, indices)
-        size = math.ceil(len(indices) / self.config.accumulation)
-        chosen = [self.training[i] for i in indices]
-        pad = self.model.tokenizer.pad_token_id
-        parts = [collate(chosen[k : k + size], pad, self.device) for k in range(0, len(chosen), size)]
-        targets = sum(part.targets for part in parts)
-        losses = []
-        for part in parts:
-            mean = self.objective(part) / max(1, targets)
-            self.scaler.scale(mean).backward()  # type: ignore[no-untyped-call]
-            losses.append(mean.detach())
+        parts = self._parts(indices) if self.given is None else self.given.parts(number, indices, self.objective)
+        losses, read = [], 0
+        for part, tokens in parts:
+            self._refuse_constant(part.requires_grad)
+            self.scaler.scale(part).backward()  # type: ignore[no-untyped-call]
+            losses.append(part.detach())
+            read += tokens
+        self._refuse_constant(any(p.grad is not None for p in self.parameters))
         self.scaler.unscale_(self.optimizer)
         norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         total = torch.stack(losses).sum()
@@ -168,8 +143,23 @@ class _Trainer:
             self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        read = targets if self.model.classes is None else sum(len(item) for item in chosen)
         return loss, read, overflowed
+
+    def _parts(self, indices: list[int]) -> Iterator[tuple[torch.Tensor, int]]:
+        size = math.ceil(len(indices) / self.config.accumulation)
+        chosen = [self.training[i] for i in indices]
+        pad = self.model.tokenizer.pad_token_id
+        parts = [chosen[k : k + size] for k in range(0, len(chosen), size)]
+        batches = [collate(part, pad, self.device) for part in parts]
+        targets = sum(batch.targets for batch in batches)
+        for part, batch in zip(parts, batches, strict=True):
+            read = batch.targets if self.model.classes is None else sum(len(item) for item in part)
+            yield self.objective(batch) / max(1, targets), read
+
+    def _refuse_constant(self, changing: bool) -> None:
+        # Weight decay would go on changing weights, and nobody would notice that nothing is learned.
+        if self.given is not None and not changing:
+            raise TrainingError("No gradient reaches any of the weights that are to be changed.", self.given.hint)
 
     def _private_step(self, private: PrivateSteps, number: int, units: list[int]) -> tuple[float, int, bool]:
         # What is released is finite by construction: clipped, and noisy. Clipping it again would change nothing good.
@@ -192,7 +182,7 @@ class _Trainer:
         where = f"step {number + 1} of {self.steps} (learning rate {rate:.2g})"
         message = f"The loss is {loss} and the gradient norm {norm} at {where}."
         hint = "Lower train.learning_rate or lengthen train.warmup; the last checkpoint is untouched."
-        raise TrainingError(message, hint)
+        raise TrainingError(message, hint if self.given is None else self.given.hint)
 
     def write_losses(self, progress: Progress, **values: float | int | None) -> Progress:
         """Append a line to the loss log."""
@@ -239,7 +229,9 @@ class _Trainer:
 
     def validate(self, progress: Progress) -> Progress:
         """Measure the validation loss and note whether it is the best so far."""
-        found = _validation(self.model, self.validation, self.config.batch_size, self.objective)
+        found = validation(self.model, self.validation, self.config.batch_size, self.objective)
+        if self.given is not None:
+            return self._judge(progress, self.given, None if found is None else found[0])
         if found is None:
             return progress
         loss, accuracy = found
@@ -249,6 +241,14 @@ class _Trainer:
             progress = replace(progress, best=loss, best_step=progress.step)
         target = self.config.stop_loss
         return replace(progress, validation=loss, stopped=target is not None and loss <= target)
+
+    def _judge(self, progress: Progress, given: Steps, loss: float | None) -> Progress:
+        progress = replace(progress, validation=loss)
+        if loss is not None:
+            progress = self.write_losses(progress, step=progress.step, validation=loss)
+        if given.accepts(loss):
+            return replace(progress, best=loss, best_step=progress.step)
+        return replace(progress, stopped=True)
 
 
 def train(  # noqa: PLR0913 - what is trained, on what, how, and under which promise
@@ -260,16 +260,18 @@ def train(  # noqa: PLR0913 - what is trained, on what, how, and under which pro
     seed: int,
     monitor: Monitor = lambda progress, steps: None,
     private: PrivateSteps | None = None,
+    given: Steps | None = None,
 ) -> Progress:
     """Tune `model`, from the last checkpoint of `run` if it has one; returns how far it came.
 
     `tokens` are those to train on and those to validate with; with `private`, steps and gradients are those of
-    a differentially private mechanism on the same tokens. On a CPU with the same number of
-    threads, a run that was interrupted and resumed has the same losses and weights, bit for bit, as
+    a differentially private mechanism on the same tokens; `given` are steps of another kind, which say themselves
+    what they are about (none of the tokens are trained on then) and which weights may be kept. On a CPU with the same
+    number of threads, a run that was interrupted and resumed has the same losses and weights, bit for bit, as
     one that was not. Ends with the weights that `config.select` names.
     Raises `TrainingError` where there is nothing to train on, or training cannot go on.
     """
-    if not tokens[0]:
+    if not tokens[0] and given is None:
         message = "No record has a token to train on."
         raise TrainingError(
             message, "Raise train.max_length: prompts may fill it, and only completions are trained on."
@@ -278,7 +280,7 @@ def train(  # noqa: PLR0913 - what is trained, on what, how, and under which pro
         message = f"train.stop_loss is {config.stop_loss:g}, and no validation record has a token to predict."
         raise TrainingError(message, "Raise split.validation or train.max_length, or leave train.stop_loss out.")
     torch.manual_seed(seed)
-    trainer = _Trainer(run, model, *tokens, config, seed, private)
+    trainer = _Trainer(run, model, *tokens, config, seed, private, given)
     progress = trainer.resume()
     every = config.validate_every or trainer.per_epoch
     model.module.train()
