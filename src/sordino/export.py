@@ -11,6 +11,7 @@ from sordino.classifier import class_logits, head_names
 from sordino.config import ModelConfig, RunConfig, recorded
 from sordino.errors import ConfigError, ModelError, RunError
 from sordino.model import BUNDLED, Model, load, restore, save, weights_digest
+from sordino.model.combined import is_combined
 from sordino.report.card import Artefact, render_card
 from sordino.results import AuditReport, RunCard
 from sordino.run import Run, write_atomic, write_folder
@@ -33,12 +34,19 @@ def export(run: Run, out: Path, *, merge: bool = False, dtype: Kind = "float32",
     An adapter stays one, beside the base if that is no hub id; `merge` folds it into the base where that
     is exact. README.md has the findings of the audit if there was one. Raises `RunError` where the run is
     not trained, its weights or its audit are not those of this run, or `out` is taken; `ConfigError`
-    where the method's changes cannot be folded in; `ModelError` where folding in changes the logits.
+    where the method's changes cannot be folded in, or the weights are combined adapters; `ModelError` where
+    folding in changes the logits.
     """
     card = run.card
     if card.status != "trained":
         hint = f"Finish it: `sordino train --resume {run.path}`."
         raise RunError(f"{run.path} is not trained to its end ({card.status}).", hint)
+    if is_combined(run.weights):
+        message = (
+            f"The weights in {run.weights} are several adapters that are read as one model, by a rule of their own."
+        )
+        hint = "Share the folder with Sordino. What shards have learnt is one adapter where they are combined by merge."
+        raise ConfigError(message, hint)
     if weights_digest(run.weights) != card.model["weights"]:
         raise RunError(f"The weights in {run.weights} are not those that training wrote.", "Restore them.")
     report = _audit(run, card)

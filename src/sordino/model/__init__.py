@@ -1,5 +1,6 @@
 """The model handle: a causal language model with its tokenizer, tuned or as it was before tuning."""
 
+from sordino.model.combined import save_combined
 from sordino.model.handle import Model
 from sordino.model.loading import (
     BUNDLED,
@@ -27,6 +28,7 @@ __all__ = [
     "resolve",
     "restore",
     "save",
+    "save_combined",
     "tokenizer_digest",
     "tokenizer_digest_of",
     "unwrapped",

@@ -162,5 +162,10 @@ def tokenizer_digest_of(tokenizer: Any) -> str:
 
 def weights_digest(folder: Path) -> str:
     """A digest of the weight files in a folder, and of the files that say how they are used."""
-    settings = [p for name in ("config.json", "adapter_config.json", "method.json") if (p := folder / name).is_file()]
-    return digest_files([*folder.glob("*.safetensors*"), *settings])
+    names = ("config.json", "adapter_config.json", "method.json", "combined.json")
+    settings = [p for name in names if (p := folder / name).is_file()]
+    found = digest_files([*folder.glob("*.safetensors*"), *settings])
+    if not (folder / "combined.json").is_file():
+        return found
+    parts = sorted(path.parent for path in folder.glob("*/adapter_config.json"))
+    return digest(found, *(said for part in parts for said in (part.name, weights_digest(part))))

@@ -13,6 +13,7 @@ from sordino.classifier import Classes, head_names, prepare_shape
 from sordino.config import MethodConfig, ModelConfig, check_method
 from sordino.errors import ConfigError, ModelError, first_line
 from sordino.evidence import require_safetensors
+from sordino.model.combined import Combined, is_combined, restore_combined
 from sordino.model.handle import Model
 from sordino.model.loading import load, loading, quiet, resolve
 from sordino.model.methods import OWN, Own, own, virtual_tokens
@@ -107,6 +108,9 @@ def _check_fit(model: Model, method: MethodConfig) -> None:
 
 def save(model: Model, folder: Path) -> None:
     """Write what was tuned, or the full model, with its tokenizer, as safetensors."""
+    if isinstance(model.module, Combined):
+        message = "The model is several adapters that are read as one: no one folder of PEFT's holds the same."
+        raise ConfigError(message, "Share the run's folder weights/ with Sordino, or combine the shards by merge.")
     added = own(model.module)
     if added is not None and model.method is not None:
         _save_own(added.tensors(model.module), model.method, folder)
@@ -143,6 +147,10 @@ def restore(config: ModelConfig, method: MethodConfig, folder: Path, classes: Cl
 
     Raises `ModelError` where `folder` has another method's weights.
     """
+    if is_combined(folder):
+        if method.kind == "full" or classes is not None:
+            raise _another(folder, method)
+        return dataclasses.replace(restore_combined(load(config), folder), method=method)
     require_safetensors(folder)
     if method.kind == "full":
         return dataclasses.replace(load(config, str(folder), classes=classes), method=method)

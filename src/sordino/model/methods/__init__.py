@@ -18,12 +18,12 @@ from sordino.model.methods.adapters import Bottlenecks
 from sordino.model.methods.replaced import Replaced
 from sordino.model.methods.virtual import without_virtual
 
-__all__ = ["OWN", "Own", "base_state", "head_of", "own", "untuned", "unwrapped", "virtual_tokens"]
+__all__ = ["OWN", "Own", "base_state", "head_of", "own", "switched_off", "untuned", "unwrapped", "virtual_tokens"]
 
 OWN = "sordino_tuning"
 Own = Replaced | Bottlenecks
-# What PEFT adds inside a model: lora_A.default.weight, ia3_l.default and the like.
-_ADDED = re.compile(rf"\.(lora|ia3)_\w+\.default(\.|$)|\.modules_to_save\.|^{OWN}\.")
+# What PEFT adds inside a model: lora_A.default.weight, ia3_l.default and the like; where several are combined, part0.
+_ADDED = re.compile(rf"\.(lora|ia3)_\w+\.(default|part\d+)(\.|$)|\.modules_to_save\.|^{OWN}\.")
 # What PEFT puts between a module's name and its own weights.
 _BETWEEN = re.compile(r"\.(base_layer|original_module)\.")
 
@@ -52,17 +52,21 @@ def own(module: nn.Module) -> Own | None:
 
 def untuned(module: Any) -> AbstractContextManager[None]:
     """A context in which a tuned model computes, bit for bit, what it did before it was tuned."""
+    if hasattr(module, "untuned"):  # several adapters in one
+        several: AbstractContextManager[None] = module.untuned()
+        return several
     if hasattr(module, "peft_config"):
         settings = module.active_peft_config
         virtual = settings.is_prompt_learning and settings.task_type == "SEQ_CLS"
-        switch: AbstractContextManager[None] = without_virtual(module) if virtual else _switched_off(module)
+        switch: AbstractContextManager[None] = without_virtual(module) if virtual else switched_off(module)
         return switch
     found = own(module)
     return nullcontext() if found is None else found.off(module)
 
 
 @contextmanager
-def _switched_off(module: Any) -> Iterator[None]:
+def switched_off(module: Any) -> Iterator[None]:
+    """The adapters of a PEFT model do nothing as long as this is open, and are then trainable or not as before."""
     tuned = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
     try:
         with module.disable_adapter():
@@ -76,5 +80,5 @@ def _switched_off(module: Any) -> Iterator[None]:
 def base_state(module: Any) -> dict[str, torch.Tensor]:
     """The weights under a method, named as in the model before it was tuned."""
     with untuned(module):
-        state = unwrapped(module).state_dict()
+        state = unwrapped(getattr(module, "shared", module)).state_dict()
     return {_BETWEEN.sub(".", name): value for name, value in state.items() if not _ADDED.search(name)}
