@@ -40,12 +40,14 @@ def score(
     generate: bool = True,
     limit: int = LIMIT,
     ticker: Ticker = lambda name, total: lambda done: None,
+    folder: Path | None = None,
 ) -> Scores:
     """What the model in `run` says of the records of `deletion`; `run` is the one it is of, or one that came of it.
 
     Of retained, never-trained and validation records at most `limit` each, the same for every model (`sampled`). With
     `generate`, "rouge_l" is ROUGE-L recall of the greedy answer, of at most 128 tokens; of plain text that of the
-    second half after the first. Records of which nothing is scored are left out, but not of those to forget.
+    second half after the first. Records of which nothing is scored are left out, but not of those to forget. Figures
+    are kept in `folder`, by default that of the request (`scores_folder`).
 
     Raises `UnlearningError` for a classifier, or where nothing of a record to forget is scored, and `RunError` where
     the run is not trained to its end.
@@ -53,7 +55,7 @@ def score(
     collector = Collector(run, ticker)
     if getattr(collector.subject, "task", "causal-lm") != "causal-lm":
         raise UnlearningError("What a classifier has forgotten is not scored.", "Score a causal language model.")
-    collector.store = Store(scores_folder(run, deletion))
+    collector.store = Store(_private(folder or scores_folder(run, deletion)))
     sets = {name: _scored(collector, examples, name) for name, examples in sampled(deletion, limit).items()}
     units = dict.fromkeys(e.record.unit for examples in sets.values() for e in examples)
     number = {unit: float(place) for place, unit in enumerate(units)}
@@ -69,10 +71,15 @@ def score(
 
 
 def scores_folder(run: Run, deletion: Deletion) -> Path:
-    """Where figures of records are kept, in the private folder of the request beside the runs; made if need be."""
-    folder = run.path.parent / "deletions" / deletion.request.id / "scores"
-    for path in (folder.parents[1], folder.parent, folder):
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Where figures of records are kept: in the private folder of the request beside the runs."""
+    return run.path.parent / "deletions" / deletion.request.id / "signals"
+
+
+def _private(folder: Path) -> Path:
+    # One by one: only the last of several folders that are missing would get the mode.
+    for path in reversed([folder, *folder.parents]):
+        if not path.exists():
+            path.mkdir(mode=0o700, exist_ok=True)
     return folder
 
 
