@@ -100,6 +100,10 @@ class Collector:
         plain = made.pop("")
         return Signals(record_ids=plain.record_ids, texts=plain.texts, statistics=plain.statistics, views=made)
 
+    def statistics(self, examples: Sequence[Example], which: str) -> Statistics:
+        """The statistics of the "tuned" or the "base" model on plain records."""
+        return self._statistics(examples, [self.encode(e) for e in examples], which, "", ())
+
     def key(self, examples: Sequence[Example], which: str, *more: str) -> str:
         """A digest of all that numbers about `examples` under a model depend on."""
         contents = (part for e in examples for part in (e.record.id, self._content(e.record)))
