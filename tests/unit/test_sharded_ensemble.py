@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from shard_fixtures import child_of, deletion_of, settings
+
 from sordino.model import restore, save, weights_digest
 from sordino.model.loading import load, quiet
 from sordino.records.store import load as load_split
