@@ -83,6 +83,9 @@ dp: null             # differential privacy; {{epsilon: 8}} is enough. See docs/
                      # sampler (poisson, fixed-size, shuffled), loss (mean, sum), clip_norm, clipping (flat, automatic,
                      # per-layer, adaptive), quantile, records_per_unit, secure, seed
 
+shards: null         # {{count: 8, slices: 4, combine: merge}}: trained in shards, so that a deletion is exact and
+                     # cheap; combine: merge (the mean of the adapters) or ensemble (of their probabilities)
+
 audit:               # fixed before training, so that nothing can be chosen by what the audit sees
   headline: reference # the attack of the lower bound on epsilon; or canaries: those of canaries.audit
   fpr: [0.1, 0.01, 0.001]

@@ -88,6 +88,8 @@ def train(
     *keys: Keys,
     resume: Path | None = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
+    shards: int | None = None,
+    slices: int | None = None,
     json: Json = False,
 ) -> int:
     """Fine-tune on private records, coins drawn and canaries planted first. Prints the run folder.
@@ -103,11 +105,18 @@ def train(
         Go on with this interrupted run instead.
     dry_run
         Read the records and show what would be done; load no weights.
+    shards
+        Train so many adapters, each on its own units, so that a deletion is exact and costs little;
+        the same as `--shards.count`.
+    slices
+        The parts in which each of them is trained, one after the other; the same as `--shards.slices`.
 
     """
     from sordino.commands import run_train
 
-    return run_train(config, keys, resume, dry_run, json)
+    counts = {"count": shards, "slices": slices}
+    named = [word for name, n in counts.items() if n is not None for word in (f"--shards.{name}", str(n))]
+    return run_train(config, (*keys, *named), resume, dry_run, json)
 
 
 Words = Annotated[str, Parameter(name="RUN", allow_leading_hyphen=True)]

@@ -3,7 +3,15 @@
 from sordino.config.checks import check_dp, check_method, check_target, check_values
 from sordino.config.loading import convert, load, recorded, recorded_as
 from sordino.config.plans import check_inputs, check_secrets
-from sordino.config.schema import DPConfig, MethodConfig, ModelConfig, MonitorConfig, RunConfig, TrainConfig
+from sordino.config.schema import (
+    DPConfig,
+    MethodConfig,
+    ModelConfig,
+    MonitorConfig,
+    RunConfig,
+    ShardConfig,
+    TrainConfig,
+)
 
 __all__ = [
     "DPConfig",
@@ -11,6 +19,7 @@ __all__ = [
     "ModelConfig",
     "MonitorConfig",
     "RunConfig",
+    "ShardConfig",
     "TrainConfig",
     "check_dp",
     "check_inputs",

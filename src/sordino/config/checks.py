@@ -11,6 +11,8 @@ from sordino.errors import ConfigError
 
 __all__ = ["check_dp", "check_method", "check_target", "check_values"]
 
+# Designs of audit canaries without words of the data and without tokens of their own.
+_OWN_WORDS = ("secret", "high-perplexity")
 _NAME = re.compile(r"[\w-]+")
 # Which methods use a key of MethodConfig.
 _USED_BY = {
@@ -90,10 +92,37 @@ def _check_private(config: RunConfig) -> None:
         raise ConfigError(message, "Fix train.epochs under differential privacy.")
 
 
+def _check_shards(config: RunConfig) -> None:
+    if config.shards is None:
+        return
+    train, method, audit = config.train, config.method, config.canaries.audit
+    given: tuple[Rule, ...] = (
+        ("task", config.task, config.task == "causal-lm", "causal-lm"),
+        ("dp", "set", config.dp is None, "left out: differential privacy has a tier of its own"),
+        ("method.kind", method.kind, method.kind == "lora", "lora"),
+        # A DoRA update divides by a norm: the mean of several is no adapter. FFA's factors are for private training.
+        ("method.variant", method.variant, method.variant in ("plain", "rslora"), "plain or rslora"),
+        # What ends or chooses a training by a look at records would look at those that go as well.
+        ("train.select", train.select, train.select == "last", "last"),
+        ("train.stop_loss", train.stop_loss, train.stop_loss is None, "left out"),
+        ("train.validate_every", train.validate_every, train.validate_every is None, "left out: once, at the end"),
+        ("train.monitor", train.monitor, train.monitor is None, "left out: no one model is trained all along"),
+        # Words of a record would stay in a canary when the record goes; new tokens are rows that all shards would tune.
+        ("canaries.audit.design", audit.design, not audit.count or audit.design in _OWN_WORDS, ", ".join(_OWN_WORDS)),
+        ("shards.count", config.shards.count, config.shards.count >= 1, "at least 1"),
+        ("shards.slices", config.shards.slices, config.shards.slices >= 1, "at least 1"),
+    )
+    for key, value, good, allowed in given:
+        if not good:
+            where = "" if key.startswith("shards") else ", and shards is set"
+            raise ConfigError(f"{key} is {value!r}{where}.", f"Allowed: {allowed}.")
+
+
 def check_values(config: RunConfig) -> None:
     """Raise `ConfigError` for a value out of its range."""
     _check_task(config)
     _check_private(config)
+    _check_shards(config)
     _check_canaries(config)
     if config.train.stop_loss is not None and not config.split.validation:
         message = "train.stop_loss is set, and split.validation is 0: there is no validation loss."

@@ -7,7 +7,7 @@ from sordino.canaries import CanaryConfig
 from sordino.records import DataConfig, SplitConfig
 from sordino.results import AuditPlan
 
-__all__ = ["DPConfig", "MethodConfig", "ModelConfig", "MonitorConfig", "RunConfig", "TrainConfig"]
+__all__ = ["DPConfig", "MethodConfig", "ModelConfig", "MonitorConfig", "RunConfig", "ShardConfig", "TrainConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +126,20 @@ class DPConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShardConfig:
+    """Training in shards, so that a deletion is exact and costs a part of training anew; see docs/unlearning.md.
+
+    `count` adapters are trained, each on its own units, which come in `slices`, one after the other; `train.epochs`
+    are those of each slice. `combine` says what answers: the mean of the adapters as one adapter (merge), or the
+    mean of the probabilities of all of them (ensemble).
+    """
+
+    count: int = 8
+    slices: int = 4
+    combine: Literal["merge", "ensemble"] = "merge"
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything about a run; see `sordino init` for a commented file.
 
@@ -143,4 +157,5 @@ class RunConfig:
     method: MethodConfig = MethodConfig()
     train: TrainConfig = TrainConfig()
     dp: DPConfig | None = None
+    shards: ShardConfig | None = None
     audit: AuditPlan = AuditPlan()

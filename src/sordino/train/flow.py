@@ -176,15 +176,18 @@ def train_run(run: Run, *, say: Say = _SILENT, monitor: Monitor = lambda progres
         way: dict[str, str] = {}
         with new_token_rows(run, ready.model, read_audit_canaries(run)):
             monitor = watching(run, ready.model, ready.canaries, config.train, monitor)
-            if config.dp is None:
+            if config.shards is not None:
+                progress = _in_shards(run, ready, config, say, monitor)
+            elif config.dp is None:
                 tokens = (ready.training, ready.validation)
                 progress = train(run, ready.model, tokens, config.train, seed=config.seed, monitor=monitor)
                 if config.train.stop_loss is not None:
                     say(_stopping(progress, config.train.stop_loss))
             else:
                 progress, promise, way = _privately(run, ready, config, say, monitor)
-        with write_folder(run.weights) as folder:
-            save(ready.model, folder)
+        if config.shards is None:
+            with write_folder(run.weights) as folder:
+                save(ready.model, folder)
         kept = {**promise.keep(progress.clip_norm), **way} if promise else {}
         run.write_card(_finished(ready.card, progress, kept, weights_digest(run.weights)))
         run.event("trained", step=progress.step, tokens=progress.tokens, seconds=round(progress.seconds, 3))
@@ -237,6 +240,7 @@ def _ready(run: Run, card: RunCard, config: RunConfig, say: Say) -> _Ready:
         "context": model.context,
         "max_length": serializer.max_length,
         **counts,
+        **({} if config.shards is None else {"shards": msgspec.to_builtins(config.shards)}),
     }
     before = (n for n in card.notices if n.kind not in {*TOKEN_NOTICES, "dropout"})
     card = dataclasses.replace(card, status="training", model=about, notices=(*before, *notices, *found))
@@ -275,6 +279,14 @@ def _privately(
         private = PrivateSteps(model, ready.training, members, mechanism)
         progress = train(run, model, tokens, config.train, seed=config.seed, monitor=monitor, private=private)
     return progress, promise, {"per-sample gradients": str(way)}
+
+
+def _in_shards(run: Run, ready: _Ready, config: RunConfig, say: Say, monitor: Monitor) -> "Progress":
+    """Train one adapter a shard, and write what they are together as the weights of `run`."""
+    from sordino.train.sharded import Sequences, train_shards
+
+    data = Sequences(examples=ready.examples, tokens=ready.training, owners=ready.owners, validation=ready.validation)
+    return train_shards(run, ready.model, config, data, say=say, monitor=monitor)
 
 
 def _finished(card: RunCard, progress: Progress, privacy: dict[str, Any], weights: str) -> RunCard:
@@ -328,7 +340,9 @@ def plan_of(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
     examples = prepared.split.training
     special = otherwise(prepared.audit_canaries, serializer, len(tokenizer))
     tokens, owners, notices = training_tokens(examples, serializer, config.train.goldfish, special)
-    steps = math.ceil(len(tokens) / config.train.batch_size) * config.train.epochs
+    # Where units fall is drawn when training begins: until then, stages of one size are taken.
+    stages = 1 if config.shards is None else config.shards.count * config.shards.slices
+    steps = math.ceil(len(tokens) / stages / config.train.batch_size) * config.train.epochs * stages
     longest = max((len(t) for t in tokens), default=0)
     promised: dict[str, Any] = {}
     if config.dp is None:
@@ -348,8 +362,19 @@ def plan_of(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
         "longest sequence": longest,
         **{TOKEN_NOTICES[notice.kind]: notice.count for notice in notices},
         "steps": steps,
+        **_planned_shards(config),
         **promised,
         "parameters": shape["parameters"],
         "trainable": shape["trainable"],
         **memory,
     }
+
+
+def _planned_shards(config: RunConfig) -> dict[str, Any]:
+    from sordino.train.shard_plan import formula
+
+    if config.shards is None:
+        return {}
+    shards = config.shards
+    share = f"{formula(shards.count, shards.slices):.1%} of training anew"
+    return {"shards": shards.count, "slices": shards.slices, "deletion of one unit": share}

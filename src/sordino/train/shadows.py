@@ -77,6 +77,7 @@ def together(config: RunConfig) -> bool:
     train, method, dp = config.train, config.method, config.dp
     return (
         config.task == "causal-lm"
+        and config.shards is None
         and method.kind == "lora"
         and method.variant != "dora"
         and not method.dropout
