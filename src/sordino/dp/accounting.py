@@ -6,7 +6,7 @@ where these three are out of order, no figure is given.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -35,6 +35,7 @@ __all__ = [
     "composed",
     "curve",
     "decode_event",
+    "deltas",
     "encode_event",
     "fixed_size_gaussian",
     "poisson_gaussian",
@@ -210,6 +211,19 @@ def curve(event: "dp_accounting.DpEvent", *, relation: Relation, interval: float
         # δ falls as ε rises: what rounding adds far out, where nothing is left, is no part of the bound.
         least = min(least, max(0.0, float(accountant.get_delta(epsilon))))
         points.append((epsilon, least))
+    return points
+
+
+def deltas(
+    event: "dp_accounting.DpEvent", epsilons: Sequence[float], *, relation: Relation, interval: float = 1e-3
+) -> list[float]:
+    """The δ that goes with each of `epsilons`, which ascend: an upper bound, never below what is resolved (1e-12)."""
+    found = _pld(event, relation, interval).get_delta(list(epsilons))
+    # δ falls as ε rises: what rounding adds far out, where nothing is left, is no part of the bound.
+    points, least = [], 1.0
+    for delta in found:
+        least = min(least, max(_LEAST_DELTA, float(delta)))
+        points.append(least)
     return points
 
 

@@ -11,7 +11,7 @@ from sordino.errors import ConfigError
 if TYPE_CHECKING:
     import dp_accounting
 
-__all__ = ["GroupSpent", "gaussian_delta", "generic_group", "group"]
+__all__ = ["GroupSpent", "gaussian_delta", "gaussian_mu", "generic_group", "group"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +24,8 @@ class GroupSpent:
     method: str
 
 
-def _mu(event: "dp_accounting.DpEvent", relation: Relation) -> float | None:
-    # μ of Gaussian DP (Dong et al. 2019, arXiv:1905.02383, corollary 3.3); None for anything sampled.
+def gaussian_mu(event: "dp_accounting.DpEvent", relation: Relation) -> float | None:
+    """μ of Gaussian DP (Dong et al. 2019, arXiv:1905.02383, corollary 3.3); None for anything sampled."""
     import dp_accounting
 
     steps = leaves(event)
@@ -70,7 +70,7 @@ def group(event: "dp_accounting.DpEvent", size: int, *, delta: float, relation: 
         raise ConfigError(f"`delta` is {delta}.", "It must be in (0, 1).")
     if size < 1:
         raise ConfigError(f"`size` is {size}.", "A group has at least one unit.")
-    mu = _mu(event, relation)
+    mu = gaussian_mu(event, relation)
     if mu is not None:
         epsilon = float(dp_accounting.get_epsilon_gaussian(1 / (size * mu), delta))
         return GroupSpent(size=size, epsilon=epsilon, delta=delta, method=f"exact: {size}μ-GDP, μ = {mu:.6g}")

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from sordino.errors import ConfigError
 from sordino.results.values import Estimate
 
 __all__ = [
@@ -11,7 +12,9 @@ __all__ = [
     "Comparison",
     "Cost",
     "DeletionRequest",
+    "Margins",
     "Outcome",
+    "Qualification",
     "Robustness",
     "Row",
     "Scores",
@@ -93,11 +96,39 @@ class Scores:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Margins:
+    """The largest differences that are of no account, each on its metric's scale, and the level `alpha` of each test.
+
+    `auc` is of AUC − ½: within 0.1, guessing a record's side by it is right six times in ten at most. `loss` is in nats
+    a token: 0.1 is a perplexity higher or lower by a tenth. `extraction_strength`, `exact_memorisation` and `rouge_l`
+    are shares: 0.05 is one token of twenty. `utility` is a share of the loss on validation records, by which it may
+    rise: 2 %. Raises `ConfigError` for values that cannot be meant.
+    """
+
+    auc: float = 0.1
+    loss: float = 0.1
+    extraction_strength: float = 0.05
+    exact_memorisation: float = 0.05
+    rouge_l: float = 0.05
+    utility: float = 0.02
+    alpha: float = 0.05
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        bounds = {"auc": 0.5, "extraction_strength": 1.0, "exact_memorisation": 1.0, "rouge_l": 1.0, "alpha": 0.5}
+        for name in ("auc", "loss", "extraction_strength", "exact_memorisation", "rouge_l", "utility", "alpha"):
+            value, most = getattr(self, name), bounds.get(name, float("inf"))
+            if not 0 < value < most:
+                raise ConfigError(f"The margin `{name}` is {value}.", f"It must be above 0 and below {most:g}.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """A metric against what it should be: `difference` within ± `margin`, in the unit of `metric`, is a pass.
 
     `p_value` is that of two one-sided tests, the larger one; `power` the probability to pass where there is no
-    difference at all; `detectable` the smallest true difference that would be found with a power of 80 %.
+    difference at all; `detectable` the smallest margin within which no difference would be shown with a power of 80 %.
+    Where `side` is "above" only a difference above the margin counts.
     """
 
     metric: str
@@ -108,6 +139,7 @@ class Comparison:
     power: float
     detectable: float | None
     outcome: Outcome
+    side: Literal["both", "above"] = "both"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +167,11 @@ class Robustness:
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """What was found of one request: comparisons, rows with both controls, robustness, and the outcome of all."""
+    """What was found of one request: comparisons, rows with both controls, robustness, and the outcome of all.
+
+    `shown` are the things that the `tier` has to show beside scores, and whether each was; `qualified` is the outcome
+    of the `qualification`, whose id is given.
+    """
 
     request: str
     outcome: Outcome
@@ -144,3 +180,38 @@ class Verification:
     rows: tuple[Row, ...]
     robustness: tuple[Robustness, ...] = ()
     qualification: str | None = None
+    qualified: Outcome | None = None
+    tier: Tier = "approximate"
+    shown: Mapping[str, bool] = field(default_factory=dict)
+    margins: Margins = Margins()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Qualification:
+    """A method, on a run, against training anew: each on simulated requests, several seeds of both.
+
+    `unlearned`, `retrained` and `untouched` (nothing done) have the metrics of each seed, from which all else can be
+    computed again. Each request names `subjects` that were drawn by `generator`; `seeds` are those of the models.
+    `weights` and `root` are the digests of the run's weights and of its manifest; `tokens` what all of it took.
+    """
+
+    id: str
+    created: str
+    run: str
+    weights: str
+    root: str | None
+    method: str
+    tier: Tier
+    settings: Mapping[str, Any]
+    margins: Margins
+    subjects: int
+    generator: int
+    seeds: tuple[int, ...]
+    unlearned: tuple[Mapping[str, float], ...]
+    retrained: tuple[Mapping[str, float], ...]
+    untouched: tuple[Mapping[str, float], ...]
+    tokens: int = 0
+    comparisons: tuple[Comparison, ...] = ()
+    rows: tuple[Row, ...] = ()
+    outcome: Outcome = "inconclusive"
+    reasons: tuple[str, ...] = ()

@@ -14,6 +14,8 @@ from sordino.stats.epsilon import (
     one_run_guesses,
     one_run_p_value,
 )
+from sordino.stats.equivalence import Equivalence, auc_tost, paired_tost, welch_tost
+from sordino.stats.equivalence_power import auc_half_width, observations_for, smallest_margin, tost_power
 from sordino.stats.fdp import epsilon_f_dp, f_dp_mu, f_dp_p_value
 from sordino.stats.means import bootstrap, mean_interval, perplexity_interval, ratio_interval
 from sordino.stats.multiplicity import benjamini_hochberg, conformal_p, holm
@@ -26,9 +28,12 @@ from sordino.stats.thresholds import calibration_split, three_way_split, tpr_at_
 
 __all__ = [
     "UNBOUNDED",
+    "Equivalence",
     "Interval",
     "PairedDifference",
     "auc",
+    "auc_half_width",
+    "auc_tost",
     "benjamini_hochberg",
     "bootstrap",
     "calibration_split",
@@ -49,19 +54,24 @@ __all__ = [
     "max_t",
     "max_t_within",
     "mean_interval",
+    "observations_for",
     "one_run_guesses",
     "one_run_p_value",
     "paired_delong",
     "paired_difference",
+    "paired_tost",
     "perplexity_interval",
     "queries",
     "ratio_interval",
     "roc",
     "sign_flip",
     "smallest_detectable_auc",
+    "smallest_margin",
     "thin",
     "three_way_split",
+    "tost_power",
     "tpr_at_fpr",
     "tpr_at_fpr_in_sample",
+    "welch_tost",
     "within",
 ]

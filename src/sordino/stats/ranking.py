@@ -23,7 +23,7 @@ from sordino.stats.common import (
     largest,
 )
 
-__all__ = ["PairedDifference", "auc", "delong", "paired_delong", "smallest_detectable_auc"]
+__all__ = ["AucError", "PairedDifference", "auc", "auc_error", "delong", "paired_delong", "smallest_detectable_auc"]
 
 # Below this a variance is rounding: one placement off by one rank gives more, up to 10^6 records.
 NO_VARIANCE = 1e-26
@@ -38,6 +38,16 @@ class PairedDifference:
     z: float
     p_value: float
     interval: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class AucError:
+    """An AUC, its standard `error` (0 where none can be estimated) with `df`, and the members' and others' `groups`."""
+
+    value: float
+    error: float
+    df: float
+    groups: tuple[int, int]
 
 
 def _doubled_placements(scores: Floats, member: Bools) -> tuple[Ints, Ints]:
@@ -105,6 +115,28 @@ def _without_variance(value: float, pairs: int, confidence: float) -> tuple[floa
     reach = math.sqrt(-math.log(tail) / (2 * pairs)) if pairs else 1.0
     method = f"no variance to estimate: Hoeffding on {pairs} disjoint pairs"
     return max(0.0, value - reach), min(1.0, value + reach), method
+
+
+def auc_error(scores: ArrayLike, member: ArrayLike, group: ArrayLike | None = None) -> AucError:
+    """The AUC with its clustered standard error and Satterthwaite's degrees of freedom, for tests by t.
+
+    All (n,). For groups of one record they are those of Brunner and Munzel, Biometrical Journal 42 (2000); with groups,
+    groups stand for records.
+    """
+    values = check_numbers("scores", scores)
+    labels = check_members(member, values.size)
+    codes, groups = group_codes(group, values.size)
+    placements, value = _placements(values, labels)
+    held = tuple(np.unique(codes[kind]).size for kind in (labels, ~labels))
+    variance = _clustered_variance(placements, value, labels, codes, groups)
+    if variance < NO_VARIANCE:
+        return AucError(value=value, error=0.0, df=math.inf, groups=(held[0], held[1]))
+    parts = []
+    for kind, count in zip((labels, ~labels), held, strict=True):
+        sums = group_sums(np.where(kind, placements - value, 0.0), codes, groups) / int(np.count_nonzero(kind))
+        parts.append(count / (count - 1) * float(sums @ sums))
+    df = sum(parts) ** 2 / sum(part**2 / (count - 1) for part, count in zip(parts, held, strict=True))
+    return AucError(value=value, error=math.sqrt(variance), df=df, groups=(held[0], held[1]))
 
 
 def delong(

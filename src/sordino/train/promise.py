@@ -145,7 +145,7 @@ class Promise:
 
 def earlier(out: Path, fingerprint: str, but: Path | None = None) -> list[Entry]:
     """What other runs in `out` spent on the data with `fingerprint`, each with the steps it has begun."""
-    found = []
+    found: dict[str, Entry] = {}
     for path in sorted(out.glob(f"*/{_LEDGER}")):
         if but is not None and path.parent == but:
             continue
@@ -154,8 +154,11 @@ def earlier(out: Path, fingerprint: str, but: Path | None = None) -> list[Entry]
                 journal = path.parent / "private" / _JOURNAL
                 # Where the journal went away with private/, all that was planned counts as spent.
                 started = started_in(journal) if journal.exists() else max(entry.started, entry.planned)
-                found.append(msgspec.structs.replace(entry, started=started))
-    return [entry for entry in found if entry.started]
+                # A deletion that leaves a model as it is copies its ledger: that was spent once.
+                known = found.get(entry.id)
+                if known is None or started < known.started:
+                    found[entry.id] = msgspec.structs.replace(entry, started=started)
+    return [entry for entry in found.values() if entry.started]
 
 
 def together(before: Sequence[Entry], plan: DPPlan) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import msgspec
@@ -118,14 +119,14 @@ def unlearner(
     return made
 
 
-def create_child(deletion: Deletion, method: str) -> Run:
+def create_child(deletion: Deletion, method: str, root: Path | None = None) -> Run:
     """The run folder for what comes of `deletion`: the records that stay, the card of the parent, status "unlearning".
 
-    It lies beside its parent; `parent` in its card names that. `finish_child` ends it.
+    It lies beside its parent, or in `root`; `parent` in its card names that. `finish_child` ends it.
     """
     parent = deletion.run.card
     config = deletion.config
-    run = Run.create(deletion.run.path.parent, config.name, digest(deletion.request.id, method))
+    run = Run.create(root or deletion.run.path.parent, config.name, digest(deletion.request.id, method))
     save_split(deletion.left, run.records)
     # Canaries are found again by their manifests, new tokens by their rows.
     for name in ("canaries.json", "audit_canaries.json", "new_tokens.safetensors", "manifest.json"):
