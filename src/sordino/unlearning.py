@@ -311,12 +311,12 @@ def run_ledger(runs: Path, reconsent: Sequence[str], kind: Kind, reason: str, as
         return 0
     if reason:
         raise ConfigError("--reason was given without --reconsent.", "It says why somebody may come back.")
-    rows = [] if not (runs / "deletions").is_dir() else Deletions.open(runs).history()
+    rows = [] if not (runs / "deletions").is_dir() else Deletions.open(runs).requests()
     if as_json:
         _print(rows)
         return 0
     for row in rows:
-        print(f"{row.id}  {row.state:<10} {row.time}  {row.run}")
+        print(f"{row.id}  {row.state:<10} {row.changed}  {row.count:,} {row.kind}s of {row.run}")
     if not rows:
         say(f"no request was ever made in {runs}")
     return 0

@@ -33,7 +33,7 @@ _NEXT: dict[State | None, tuple[State, ...]] = {
     "received": ("planned", "failed"),
     "planned": ("executed", "failed"),
     "executed": ("verified", "failed"),
-    "verified": ("certified", "failed"),
+    "verified": ("verified", "certified", "failed"),  # again, with a qualification that was not there yet
     "certified": (),
     "failed": ("received",),
 }
@@ -198,6 +198,16 @@ class Deletions:
     def carried_out(self, runs: Sequence[str], *, but: str = "") -> tuple[Standing, ...]:
         """Requests to one of `runs` that are executed, verified or certified, without the request `but`."""
         return tuple(self._carried_out(self._chain.entries(), runs, but))
+
+    def spent(self, run: str) -> int:
+        """How many units were deleted under a guarantee of differential privacy in `run` and those it came of."""
+        made = {one.data["child"]: one for one in self.requests() if one.executed and "child" in one.data}
+        total = 0
+        while (one := made.pop(run, None)) is not None:
+            if one.data.get("tier") == "dp":
+                total += int(one.data["subjects" if one.kind == "subject" else "records"])
+            run = one.run
+        return total
 
     def reconsent(self, names: Sequence[str], kind: Kind, reason: str) -> int:
         """Let subjects or records that were deleted be trained on again, for a `reason` that names nobody; how many.

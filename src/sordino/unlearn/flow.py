@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ class Transaction:
     @property
     def state(self) -> str:
         """Where it stands."""
-        return self.deletions.state(self.request.id)
+        return self.deletions.standing(self.request.id).state
 
     def resolved(self) -> Deletion:
         """The request against the records of the run; raises what `resolve` raises."""
@@ -52,12 +53,24 @@ class Transaction:
 
     def plan(self, policy: Policy) -> UnlearnPlan:
         """Choose the cheapest sufficient tier and write it down; raises `UnlearningError` where there is none."""
+        if self.state == "failed":
+            self._again()
         deletion = self.resolved()
         made = decide(deletion, policy, discover(), self.deletions.spent(self.run.card.name))
         write_atomic(self.folder / "plan.json", encode(made), mode=0o600)
         told = {"tier": made.tier, "method": made.method, "share": made.share}
         self.deletions.advance(self.request.id, "planned", **told)
         return made
+
+    def _again(self) -> None:
+        """Receive a failed request anew; what it left half done goes away."""
+        path = self.folder / "child"
+        if path.exists():
+            left = self.run.path.parent / path.read_text()
+            if left.is_dir() and Run.open(left).card.status == "unlearning":
+                shutil.rmtree(left)
+            path.unlink()
+        self.deletions.receive(self.request)
 
     @property
     def planned(self) -> UnlearnPlan:
@@ -158,15 +171,14 @@ def begin(
 def find(run: Run, request: str | None = None, *, say: Say = _SILENT, ticker: Ticker = _UNSEEN) -> Transaction:
     """The request `request` on `run`, or the only one that is open; raises `UnlearningError` where that is not one."""
     deletions = Deletions.open(run.path.parent)
-    mine = [r for r in deletions.requests() if r.run == run.card.name]
+    mine = [one for one in deletions.requests() if one.run == run.card.name]
     if request is not None:
-        mine = [r for r in mine if r.id.startswith(request)]
+        mine = [one for one in mine if one.id.startswith(request)]
     elif len(mine) > 1:
-        mine = [r for r in mine if deletions.state(r.id) not in ("certified", "failed")]
+        mine = [one for one in mine if one.open]
     if len(mine) != 1:
-        what = (
-            f"no request {request}" if request is not None and not mine else f"{len(mine)} requests that could be meant"
-        )
-        hint = "`sordino unlearn ledger` lists them; name one with --request."
+        named = request is not None and not mine
+        what = f"no request {request}" if named else f"{len(mine)} requests that could be meant"
+        hint = "`sordino unlearn plan` makes one, `sordino unlearn ledger` lists them; --request names one."
         raise UnlearningError(f"On {run.path} there are {what}.", hint)
-    return Transaction(run=run, deletions=deletions, request=mine[0], say=say, ticker=ticker)
+    return Transaction(run=run, deletions=deletions, request=deletions.request(mine[0].id), say=say, ticker=ticker)
