@@ -161,15 +161,26 @@ def _planned(transaction: "Transaction", policy: "Policy", as_json: bool) -> int
 
 
 def _show_options(found: Sequence["Option"], chosen: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("", "tier", "method", "of retraining", "promises", "not possible because", box=None, pad_edge=False)
+    width = max(len(one.method) for one in found)
     for one in found:
-        share = "" if one.share is None or one.refused else f"{one.share:.1%}"
-        mark = "→" if one.method == chosen else ""
-        table.add_row(mark, one.tier, one.method, share, one.promise, one.refused)
-    Console(stderr=True).print(table)
+        mark = "→" if one.method == chosen else " "
+        share = "" if one.share is None else f"{one.share:.1%} of training anew"
+        told = f"not possible. {one.refused}" if one.refused else f"{share}; promises: {one.promise}"
+        say(f"{mark} {one.tier:<11}  {one.method:<{width}}  {told}")
+
+
+def _asked_on(run: Path | None) -> Run:
+    """The run that a request was made on: as given, or that of the only open request in ./runs."""
+    from sordino.deletions import Deletions
+
+    if run is not None:
+        return Run.open(run)
+    root = Path("runs")
+    names = {one.run for one in Deletions.open(root).open_requests()} if (root / "deletions").is_dir() else set()
+    if len(names) != 1:
+        message = f"{len(names)} runs in {root} have open requests."
+        raise ConfigError(message, "Name the run folder; `sordino unlearn plan` makes a request.")
+    return Run.open(root / names.pop())
 
 
 def run_execute(run: Path | None, request: str | None, as_json: bool) -> int:
@@ -177,7 +188,7 @@ def run_execute(run: Path | None, request: str | None, as_json: bool) -> int:
     from sordino.unlearn.flow import find
 
     with display() as shown:
-        transaction = find(Run.open(run or newest()), request, say=say, ticker=shown.task)
+        transaction = find(_asked_on(run), request, say=say, ticker=shown.task)
         made = transaction.execute()
     if as_json:
         _print(made.card)
@@ -197,7 +208,7 @@ def run_verify(
     from sordino.unlearn.flow import find
 
     with display() as shown:
-        transaction = find(Run.open(run or newest()), request, say=say, ticker=shown.task)
+        transaction = find(_asked_on(run), request, say=say, ticker=shown.task)
         found = transaction.verify(qualification, robustness=robustness)
     if as_json:
         _print(found)
@@ -267,7 +278,7 @@ def run_certify(  # noqa: PLR0913 - each is an option of its own
     from sordino.unlearn.flow import find
     from sordino.unlearn.purge import holdings
 
-    transaction = find(Run.open(run or newest()), request, say=say)
+    transaction = find(_asked_on(run), request, say=say)
     if dry_run:
         found = holdings(transaction.run, transaction.request)
         if as_json:

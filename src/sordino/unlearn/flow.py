@@ -14,6 +14,7 @@ import numpy as np
 
 from sordino.deletions import Deletions
 from sordino.errors import SordinoError, UnlearningError
+from sordino.evidence import digest
 from sordino.results import DeletionRequest, Scores, UnlearnPlan, decode, encode
 from sordino.run import Run, write_atomic
 from sordino.unlearn.base import Child, Deletion, Say, Ticker, create_child, finish_child
@@ -147,7 +148,7 @@ class Transaction:
 
 def _seed(deletion: Deletion) -> int:
     """The seed of a method's own randomness, from that of the run and the request."""
-    words = [abs(deletion.run.card.seed), int(deletion.request.id[:12], 16)]
+    words = [abs(deletion.run.card.seed), int(digest(deletion.request.id), 16)]
     return int(np.random.SeedSequence(words).generate_state(1)[0])
 
 
