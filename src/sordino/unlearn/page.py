@@ -1,0 +1,2 @@
+def render_certificate(certificate):
+    return "<!doctype html>"
