@@ -25,7 +25,7 @@ from sordino.results import (
     Verification,
 )
 from sordino.stats import mean_interval
-from sordino.unlearn.certificate import Evidence, prove
+from sordino.unlearn.certificate import Parts, prove
 from sordino.unlearn.reading import identity
 
 KEY = Ed25519PrivateKey.from_private_bytes(b"\x01" * 32)
@@ -140,6 +140,7 @@ def verification(before, after, *, margin=1.0):
             ),
         ),
         qualification="q" * 8,
+        qualified="pass",
     )
     return recompute(draft, before, after)
 
@@ -184,7 +185,9 @@ def evidence(*, count=4, others=6, **changed):
         ),
         "issuer": "The data protection office",
     }  # fmt: skip
-    return Evidence(**{**parts, **changed})
+    made = {**parts, **changed}
+    made["verification"] = dataclasses.replace(made["verification"], tier=made["tier"])
+    return Parts(**made)
 
 
 def code():

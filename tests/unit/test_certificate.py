@@ -53,7 +53,7 @@ def without(evidence, what):
     if what.startswith("robustness"):
         return dataclasses.replace(evidence, verification=dataclasses.replace(verification, robustness=()))
     if what.startswith("qualification"):
-        made = dataclasses.replace(verification, qualification=None)
+        made = dataclasses.replace(verification, qualification=None, qualified=None)
         return dataclasses.replace(evidence, verification=made, qualification=None)
     if what.startswith("comparisons"):
         return dataclasses.replace(evidence, verification=dataclasses.replace(verification, comparisons=()))
@@ -119,6 +119,20 @@ def test_a_tier_that_promises_something_is_judged_by_that():
         issue(dataclasses.replace(bare, facts={**facts, "rebuilt": 9}), fixtures.KEY)
 
 
+@pytest.mark.parametrize(
+    ("tier", "name", "outcome"),
+    [("exact", "never", "pass"), ("exact", "validation", "inconclusive"), ("dp", "validation", "pass")],
+)
+def test_scores_that_a_tier_is_not_judged_by_may_be_missing(tier, name, outcome, monkeypatch):
+    passes_on_nothing(monkeypatch)
+    parts = private() if tier == "dp" else fixtures.evidence(tier="exact", facts={"threads": 1})
+    empty = {when: dataclasses.replace(getattr(parts, when), **{name: {}}) for when in ("before", "after")}
+    made = issue(dataclasses.replace(parts, **empty), fixtures.KEY)
+    assert made.outcome == outcome and f"scores of records after: of {name}" in made.missing
+    gone = issue(dataclasses.replace(parts, before=None, after=None), fixtures.KEY)
+    assert gone.outcome == "inconclusive"
+
+
 def private(**changed):
     evidence = fixtures.evidence(tier="dp", method="dp")
     same = evidence.digests.weights_before
@@ -144,7 +158,8 @@ def test_differential_privacy_leaves_the_weights_and_keeps_within_its_capacity()
 def test_weights_that_did_not_change_are_no_deletion():
     made = private()
     with pytest.raises(UnlearningError, match="nothing was forgotten"):
-        issue(dataclasses.replace(made, tier="approximate", facts={}), fixtures.KEY)
+        verification = dataclasses.replace(made.verification, tier="approximate")
+        issue(dataclasses.replace(made, tier="approximate", facts={}, verification=verification), fixtures.KEY)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -175,6 +190,8 @@ def changed(evidence, part, **values):
         ("digests", {"weights_before": digest("x")}, "not of the models whose digests"),
         ("digests", {"code": "A" * 32}, "such as that of code"),
         ("qualification", {"id": "other"}, "another qualification"),
+        ("qualification", {"outcome": "fail"}, "to have ended in another way"),
+        ("verification", {"tier": "exact"}, "by the rule of the tier exact, not approximate"),
     ],
 )
 def test_parts_that_do_not_belong_together_are_refused(part, values, why):

@@ -102,9 +102,9 @@ WORD = (
     ("request", "received"), ("request", "kind"), ("request", "count"), ("request", "subjects"),
     ("manifests", "before"), ("manifests", "after"),
     ("digests", "base"), ("digests", "tokenizer"), ("digests", "data"), ("digests", "code"), ("digests", "version"),
-    ("qualification", "digest"), ("qualification", "outcome"), ("qualification", "rows"),
+    ("qualification", "digest"), ("qualification", "rows"),
     ("verification", "reasons"), ("verification", "robustness"), ("verification", "rows"),
-    ("verification", "comparisons"),
+    ("verification", "comparisons"), ("verification", "shown"), ("verification", "margins"),
 )  # fmt: skip
 # Of these, what the stored scores answer for.
 COMPUTED = ("difference", "p_value", "outcome")

@@ -33,11 +33,11 @@ from sordino.unlearn.statements import gaps, judged, limits, promise, utility
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-__all__ = ["Evidence", "issue", "prove", "read", "write"]
+__all__ = ["Parts", "issue", "prove", "read", "write"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evidence:
+class Parts:
     """All that a certificate is made of; `state` is where the ledger says that the request stands.
 
     `facts` are what the tier's promise rests on (`statements.promise`); paths in `purge` are relative to the folder
@@ -83,21 +83,21 @@ def prove(before: Tree, after: Tree, leaves: Sequence[str | bytes]) -> tuple[Rec
     return tuple(made)
 
 
-def issue(evidence: Evidence, key: "Ed25519PrivateKey") -> Certificate:
+def issue(parts: Parts, key: "Ed25519PrivateKey") -> Certificate:
     """The signed certificate of a verified request.
 
     What is missing is named in it, and where the tier needs it the outcome is "inconclusive". Raises `UnlearningError`
     for a request that was not verified, for values that are not numbers, for parts that do not belong together, and
     for whatever `sordino unlearn check` would find wrong.
     """
-    if evidence.state not in ("verified", "certified"):
-        message = f"Request {evidence.request.id} is {evidence.state}, not verified: it cannot be certified."
+    if parts.state not in ("verified", "certified"):
+        message = f"Request {parts.request.id} is {parts.state}, not verified: it cannot be certified."
         raise UnlearningError(message, "Verify it first: `sordino unlearn verify`.")
-    outside = [p.path for p in evidence.purge if PurePosixPath(p.path).is_absolute() or ".." in Path(p.path).parts]
+    outside = [p.path for p in parts.purge if PurePosixPath(p.path).is_absolute() or ".." in Path(p.path).parts]
     if outside:
         message = f"{len(outside)} paths of the purge list lie outside of the folder of the runs."
         raise UnlearningError(message, "Give paths relative to that folder.")
-    made = _signed(_written(evidence, public_hex(key)), key)
+    made = _signed(_written(parts, public_hex(key)), key)
     checked = examined(plain_of(made), made)
     if not checked.sound:
         wrong = " ".join(f"{one.name}: {one.what}" for one in checked.checks if one.state == "failed")
@@ -105,17 +105,17 @@ def issue(evidence: Evidence, key: "Ed25519PrivateKey") -> Certificate:
     return made
 
 
-def _written(evidence: Evidence, public: str) -> Certificate:
+def _written(parts: Parts, public: str) -> Certificate:
     """The certificate as far as it goes without identity and signature."""
-    parts = {f.name: getattr(evidence, f.name) for f in dataclasses.fields(evidence) if f.name != "state"}
+    held = {f.name: getattr(parts, f.name) for f in dataclasses.fields(parts) if f.name != "state"}
     draft = Certificate(
-        **parts,
+        **held,
         id="",
         issued=datetime.now(UTC).isoformat(timespec="seconds"),
         outcome="inconclusive",
         reasons=(),
-        promise=promise(evidence.tier, evidence.facts),
-        utility=utility(evidence.before, evidence.after),
+        promise=promise(parts.tier, parts.facts),
+        utility=utility(parts.before, parts.after),
         missing=(),
         does_not_prove=(),
         public_key=public,

@@ -265,6 +265,8 @@ def _outcome(certificate: Certificate) -> str:
     verification = certificate.verification
     if verification.request != certificate.request.id:
         raise _Failed("The verification is of another request.")
+    if verification.tier != certificate.tier:
+        raise _Failed(f"It was verified by the rule of the tier {verification.tier}, not {certificate.tier}.")
     states = {one.outcome for one in verification.comparisons}
     if certificate.tier == "approximate" and verification.outcome == "pass" and states != {"pass"}:
         raise _Failed("It says pass, and not every comparison does.")
@@ -296,6 +298,8 @@ def _qualification(certificate: Certificate) -> str:
     named, held = certificate.verification.qualification, certificate.qualification
     if named != (None if held is None else held.id):
         raise _Failed("The verification relies on another qualification than the one it holds.")
+    if certificate.verification.qualified != (None if held is None else held.outcome):
+        raise _Failed("The verification takes the qualification to have ended in another way.")
     if held is None:
         raise _Unchecked("The method was not qualified.")
     raise _Unchecked(f"The qualification is another file: compare its digest, {held.digest[:16]}….")

@@ -23,6 +23,8 @@ _FACTS: Mapping[str, tuple[str, ...]] = {
     "dp": ("epsilon", "delta", "units", "spent", "capacity"),
     "approximate": (),
 }
+_SETS = ("forget", "never", "retain", "validation")
+_NEEDED: Mapping[Tier, tuple[str, ...]] = {"exact": ("validation",), "dp": (), "approximate": _SETS}
 # Metrics of usefulness: of which records, which column.
 _UTILITY = tuple((of, column) for of in ("retain", "validation") for column in ("loss", "rouge_l"))
 
@@ -77,14 +79,14 @@ class Gap:
 def gaps(certificate: Certificate) -> list[Gap]:
     """What `certificate` has no evidence of.
 
-    Every tier needs the scores and the facts of its promise. A tier that promises something is judged by that; one
-    that promises nothing also needs the row of retraining, attempts to bring back what was forgotten, and a
-    qualification of the method.
+    Every tier needs scores and the facts of its promise. A tier that promises something is judged by that, and exact
+    ones by utility too; one that promises nothing needs scores of each kind of records, the row of retraining, attempts
+    to bring back what was forgotten, and a qualification of the method.
     """
     empirical = certificate.tier == "approximate"
     verification = certificate.verification
     found = [
-        Gap(what=f"scores of records {when}: of {name}", needed=True)
+        Gap(what=f"scores of records {when}: of {name}", needed=scores is None or name in _NEEDED[certificate.tier])
         for when, scores in (("before", certificate.before), ("after", certificate.after))
         for name in _unscored(scores)
     ]
@@ -104,8 +106,7 @@ def gaps(certificate: Certificate) -> list[Gap]:
 
 
 def _unscored(scores: Scores | None) -> list[str]:
-    names = ("forget", "never", "retain", "validation")
-    return [name for name in names if scores is None or not getattr(scores, name).get("loss")]
+    return [name for name in _SETS if scores is None or not getattr(scores, name).get("loss")]
 
 
 def judged(certificate: Certificate) -> tuple[Outcome, tuple[str, ...]]:
