@@ -285,7 +285,8 @@ def run_certify(  # noqa: PLR0913 - each is an option of its own
             _print(found)
         else:
             for one in found:
-                print(f"{one.kind:<18} {one.path} ({one.bytes:,} bytes): {one.why}")
+                stays = "" if one.removable else " [stays]"
+                print(f"{one.kind:<18} {one.path} ({one.bytes:,} bytes){stays}: {one.why}")
         say(f"{len(found)} places hold what was deleted; `--purge` removes them")
         return 0
     path = transaction.certify(key, issuer=issuer, purge=purge)
@@ -293,6 +294,7 @@ def run_certify(  # noqa: PLR0913 - each is an option of its own
         sys.stdout.write(path.read_text())
     else:
         print(path)
+        say(f"outcome: {transaction.verification.outcome}")
         say(f"its page: {path.with_suffix('.html')}; anyone can `sordino unlearn check {path}`")
     return 0
 

@@ -23,6 +23,10 @@ class Exported(msgspec.Struct, frozen=True, kw_only=True):
     weights: str
 
 
+class _Exports(msgspec.Struct, frozen=True, kw_only=True):
+    exports: tuple[Exported, ...]
+
+
 def exported_digest(folder: Path) -> str:
     """The digest of the weight files in an exported folder."""
     return digest_files(folder.glob("*.safetensors"))
@@ -31,7 +35,7 @@ def exported_digest(folder: Path) -> str:
 def exports_of(run: Run) -> Sequence[Exported]:
     """All exports of `run` that were written down; raises `RunError` where their list is damaged."""
     path = run.private / FILE
-    return decode(path.read_bytes(), tuple[Exported, ...], str(path)) if path.exists() else ()
+    return decode(path.read_bytes(), _Exports, str(path)).exports if path.exists() else ()
 
 
 def remember_export(run: Run, out: Path, *, merged: bool) -> None:
@@ -41,4 +45,4 @@ def remember_export(run: Run, out: Path, *, merged: bool) -> None:
     place = str(out.resolve())
     made = Exported(path=place, merged=merged, weights=exported_digest(out))
     kept = [one for one in exports_of(run) if one.path != place]
-    run.write_private(FILE, encode([*kept, made]))
+    run.write_private(FILE, encode(_Exports(exports=(*kept, made))))

@@ -15,7 +15,7 @@ import numpy as np
 from sordino.deletions import Deletions
 from sordino.errors import SordinoError, UnlearningError
 from sordino.evidence import digest
-from sordino.results import DeletionRequest, Scores, UnlearnPlan, decode, encode
+from sordino.results import DeletionRequest, Scores, State, UnlearnPlan, Verification, decode, encode
 from sordino.run import Run, write_atomic
 from sordino.unlearn.base import Child, Deletion, Say, Ticker, create_child, finish_child
 from sordino.unlearn.methods import discover
@@ -44,7 +44,7 @@ class Transaction:
         return self.deletions.folder(self.request.id)
 
     @property
-    def state(self) -> str:
+    def state(self) -> State:
         """Where it stands."""
         return self.deletions.standing(self.request.id).state
 
@@ -136,14 +136,39 @@ class Transaction:
 
     def scores(self, which: Literal["before", "after"]) -> Scores:
         """What the model says of the records, before or after; measured once."""
+        from sordino.unlearn.proving import evaluated
         from sordino.unlearn.scoring import score
 
         path = self.folder / f"scores-{which}.json"
         if not path.exists():
             run = self.run if which == "before" else self.child
-            made = score(run, self.resolved(), generate=True, ticker=self.ticker, folder=self.folder / "signals")
+            deletion = evaluated(self.resolved(), self.child, self.planned)
+            made = score(run, deletion, generate=True, ticker=self.ticker, folder=self.folder / "signals")
             write_atomic(path, encode(made), mode=0o600)
         return decode(path.read_bytes(), Scores, str(path))
+
+    def verify(self, qualification: str | None = None, *, robustness: bool = True) -> Verification:
+        """Measure what is left and judge it; `qualification` names the one to cite (None: the newest that fits)."""
+        from sordino.unlearn.proving import verified
+
+        made = verified(self, qualification, robustness=robustness)
+        write_atomic(self.folder / "verification.json", encode(made), mode=0o600)
+        self.deletions.advance(self.request.id, "verified", outcome=made.outcome)
+        return made
+
+    @property
+    def verification(self) -> Verification:
+        """The verification that was made; raises `UnlearningError` where none was."""
+        path = self.folder / "verification.json"
+        if not path.exists():
+            raise UnlearningError(f"Request {self.request.id} was not verified.", "Do it: `sordino unlearn verify`.")
+        return decode(path.read_bytes(), Verification, str(path))
+
+    def certify(self, key: Path, *, issuer: str = "", purge: bool = False) -> Path:
+        """Issue the signed certificate; with `purge`, remove first what still holds the deleted. Returns its path."""
+        from sordino.unlearn.proving import certified
+
+        return certified(self, key, issuer=issuer, purge=purge)
 
 
 def _seed(deletion: Deletion) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -69,8 +69,6 @@ def new_request(run: Run, kind: Kind, names: Iterable[str], acknowledged: bool =
     Raises `UnlearningError` where there are no names, or some come twice.
     """
     given = tuple(names)
-    if kind not in ("subject", "record"):
-        raise UnlearningError(f"A request is of subjects or of records, not of {kind!r}.", "Give one of the two.")
     if not given or not all(given):
         raise UnlearningError(f"The request has {sum(map(bool, given))} names.", f"Name at least one {kind}.")
     if len(set(given)) < len(given):
@@ -138,9 +136,9 @@ def resolve(run: Run, request: DeletionRequest) -> Deletion:
     return deletion
 
 
-def _column(examples: Sequence[Example], name: str) -> list[str]:
+def _column(examples: Sequence[Example], name: str) -> list[Any]:
     assert isinstance(examples, Rows)  # which stored examples always are
-    found: list[str] = examples.column(name).to_pylist()
+    found: list[Any] = examples.column(name).to_pylist()
     return found
 
 

@@ -1,0 +1,228 @@
+"""What a deletion can show: its proofs, its verification, and the evidence that its certificate is made of."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+import sordino
+from sordino.errors import UnlearningError
+from sordino.evidence import code_digest, digest
+from sordino.manifest import manifest_of
+from sordino.results import (
+    CertifiedRequest,
+    Cost,
+    Digests,
+    Manifests,
+    Purged,
+    Qualification,
+    Qualified,
+    Tier,
+    UnlearnPlan,
+    Verification,
+    decode,
+    encode,
+)
+from sordino.run import Run, write_atomic
+from sordino.unlearn.base import Deletion
+from sordino.unlearn.certificate import prove
+
+if TYPE_CHECKING:
+    from sordino.unlearn.flow import Transaction
+    from sordino.unlearn.holdings import Holding
+
+__all__ = ["Proofs", "certified", "evaluated", "facts_of", "proofs_of", "shown_by", "verified"]
+
+_FILE = "proofs.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Proofs:
+    """What only both runs with all their records can give, kept because a purge takes it from one of them."""
+
+    request: CertifiedRequest
+    manifests: Manifests
+
+
+def proofs_of(transaction: "Transaction") -> Proofs:
+    """The proofs that each record was trained on and no longer is; made once.
+
+    Raises `RunError` where the records of a run are not those of its card, `UnlearningError` where a record is still
+    among what the child holds.
+    """
+    path = transaction.folder / _FILE
+    if not path.exists():
+        deletion, child = transaction.resolved(), transaction.child
+        before, after = manifest_of(transaction.run), manifest_of(child)
+        leaves = sorted({before.leaf(example) for example in deletion.forget})
+        made = Proofs(
+            request=CertifiedRequest(
+                id=transaction.request.id,
+                received=transaction.request.created,
+                kind=transaction.request.kind,
+                count=len(transaction.request.names),
+                subjects=tuple(sorted({before.subject(e.record.unit) for e in deletion.forget})),
+                records=tuple(leaf.hex() for leaf in leaves),
+                acknowledged=transaction.request.acknowledged,
+            ),
+            manifests=Manifests(
+                before=transaction.run.card.name,
+                after=child.card.name,
+                root_before=before.root,
+                root_after=after.root,
+                proofs=prove(before.tree, after.tree, leaves),
+            ),
+        )
+        write_atomic(path, encode(made), mode=0o600)
+    return decode(path.read_bytes(), Proofs, str(path))
+
+
+def evaluated(deletion: Deletion, child: Run, plan: UnlearnPlan) -> Deletion:
+    """The deletion with the records that it may be judged by: of held-out ones, only those that no search has seen."""
+    if not plan.settings.get("search"):
+        return deletion
+    from sordino.unlearn.searching import search_half, search_validation
+
+    seed = int(child.card.unlearning["seed"])
+    never = search_half(deletion.never, seed)[1]
+    return dataclasses.replace(deletion, never=never, validation=search_validation(deletion, seed)[1])
+
+
+def facts_of(child: Run, tier: Tier) -> dict[str, Any]:
+    """What the promise of `tier` is made of, as the card of `child` says it."""
+    told: Mapping[str, Any] = child.card.unlearning
+    if tier == "exact" and "shards" in told:
+        shards = told["shards"]
+        found = {"shards": shards["count"], "slices": shards["slices"], "rebuilt": shards.get("dropped")}
+        return {**found, "threads": shards.get("threads"), "bit_identical": shards.get("bit_identical")}
+    if tier == "exact":
+        return {"threads": int(child.card.environment["threads"])}
+    if tier == "dp":
+        guarantee = told.get("guarantee", {})
+        return {name: guarantee.get(name) for name in ("epsilon", "delta", "units", "spent", "capacity")}
+    return {}
+
+
+def shown_by(transaction: "Transaction", proofs: Proofs) -> dict[str, bool]:
+    """Which of the things that the tier has to show are there."""
+    plan, child = transaction.planned, transaction.child
+    if plan.tier == "approximate":
+        return {}
+    facts = facts_of(child, plan.tier)
+    known = all(value is not None for value in facts.values())
+    if plan.tier == "dp":
+        return {"capacity": known and facts["units"] + facts["spent"] <= facts["capacity"]}
+    return {
+        "roots": proofs.manifests.root_before != proofs.manifests.root_after,
+        "absence": len(proofs.manifests.proofs) == len(proofs.request.records) > 0,
+        "weights": known and facts.get("bit_identical", True) is not False,
+    }
+
+
+def verified(transaction: "Transaction", named: str | None, *, robustness: bool) -> Verification:
+    """Measure what is left, try to bring it back, and judge; see `sordino.unlearn.verification`."""
+    from sordino.unlearn.qualifying import fitting
+    from sordino.unlearn.robustness import measure
+    from sordino.unlearn.verification import Evidence, verify
+
+    plan, child = transaction.planned, transaction.child
+    proofs = proofs_of(transaction)
+    before, after = transaction.scores("before"), transaction.scores("after")
+    tried = ()
+    if robustness:
+        deletion = evaluated(transaction.resolved(), child, plan)
+        folder = transaction.folder / "robustness"
+        tried = measure(child, deletion, folder, say=transaction.say, ticker=transaction.ticker).found
+    settings = child.card.unlearning["settings"]
+    evidence = Evidence(
+        tier=plan.tier,
+        shown=shown_by(transaction, proofs),
+        qualification=fitting(transaction.run, plan.method, settings, named),
+        robustness=tried,
+    )
+    return verify(transaction.request, before, after, evidence)
+
+
+def cited(transaction: "Transaction", verification: Verification) -> Qualified | None:
+    """The qualification that the verification relies on, with the digest of its file."""
+    if verification.qualification is None:
+        return None
+    path = transaction.deletions.path / "qualifications" / f"{verification.qualification}.json"
+    if not path.exists():
+        message = f"The qualification {verification.qualification}, which the verification cites, is gone."
+        raise UnlearningError(message, "Restore it, or verify again.")
+    data = path.read_bytes()
+    found = decode(data, Qualification, str(path))
+    return Qualified(id=found.id, digest=digest(data), outcome=found.outcome, rows=found.rows)
+
+
+def digests_of(run: Run, child: Run) -> Digests:
+    """What the two runs were made of."""
+    return Digests(
+        base=str(child.card.model["base"]),
+        weights_before=str(run.card.model["weights"]),
+        weights_after=str(child.card.model["weights"]),
+        tokenizer=str(child.card.model["tokenizer"]),
+        data=str(run.card.data["fingerprint"]),
+        code=code_digest(),
+        version=sordino.__version__,
+    )
+
+
+def cost_of(child: Run) -> Cost:
+    """What it took, as the card of `child` says it."""
+    return msgspec.convert(child.card.unlearning["cost"], Cost)
+
+
+def listed(found: "tuple[Holding, ...]") -> tuple[Purged, ...]:
+    """The purge list of a certificate."""
+    return tuple(Purged(path=one.path, kind=one.kind, removed=one.removed) for one in found)
+
+
+def certified(transaction: "Transaction", key: Path, *, issuer: str, purge: bool) -> Path:
+    """Issue the certificate of a request that was verified, after what still holds the deleted was removed, if asked.
+
+    Everything that the runs alone can tell is read before anything is removed. Raises `UnlearningError` where the
+    verification failed: nothing is certified then.
+    """
+    from sordino.unlearn.certificate import Evidence, issue, write
+    from sordino.unlearn.purge import holdings
+    from sordino.unlearn.purge import purge as remove
+
+    verification, plan, child = transaction.verification, transaction.planned, transaction.child
+    if verification.outcome == "fail":
+        why = " ".join(verification.reasons)
+        raise UnlearningError(f"The verification failed. {why}", "Unlearn by another method, or train anew.")
+    proofs, signing = proofs_of(transaction), key_at(key)
+    evidence = Evidence(
+        state=transaction.state,
+        request=proofs.request,
+        manifests=proofs.manifests,
+        digests=digests_of(transaction.run, child),
+        tier=plan.tier,
+        method=plan.method,
+        cost=cost_of(child),
+        verification=verification,
+        before=transaction.scores("before"),
+        after=transaction.scores("after"),
+        qualification=cited(transaction, verification),
+        facts=facts_of(child, plan.tier),
+        settings=child.card.unlearning["settings"],
+        search=child.card.unlearning.get("search", {}),
+        issuer=issuer,
+    )
+    found = holdings(transaction.run, transaction.request)
+    if purge:
+        found = remove(transaction.run, transaction.request, found)
+    path = write(issue(dataclasses.replace(evidence, purge=listed(found)), signing), transaction.folder)
+    transaction.deletions.advance(transaction.request.id, "certified", certificate=digest(path.read_bytes()))
+    return path
+
+
+def key_at(path: Path) -> Any:
+    """The signing key in `path`; a new one where there is none."""
+    from sordino.evidence import load_key, new_key
+
+    return load_key(path) if path.exists() else new_key(path)
