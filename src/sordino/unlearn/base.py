@@ -8,10 +8,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-<<<<<<< HEAD
 from pathlib import Path
-=======
->>>>>>> ledger
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import msgspec
