@@ -13,7 +13,10 @@ from sordino.run import Run
 from sordino.train.flow import fine_tune
 from sordino.unlearn.base import Child, Deletion, create_child
 
-WORDS = "ash bay cam dew elm fir gum hop ivy kiln loch moor nook oak pond quay reed sage tarn vale".split()
+WORDS = (
+    "ash", "bay", "cam", "dew", "elm", "fir", "gum", "hop", "ivy", "kiln",
+    "loch", "moor", "nook", "oak", "pond", "quay", "reed", "sage", "tarn", "vale",
+)  # fmt: skip
 RATES = {"lora": 2e-2, "full": 3e-3}
 
 
@@ -37,9 +40,10 @@ def learned(folder: Path, model: Path, kind: str = "lora", **more: Any) -> Run:
     values = {
         "data": {"path": str(data), "unit": "who"}, "out": str(folder / "runs"), "seed": 5,
         "model": {"path": str(model), "device": "cpu"}, "canaries": {"per_level": 0},
-        "split": {"candidates": 0.6, "near_duplicates": 0}, "method": {"kind": kind, **({"rank": 4} if kind == "lora" else {})},
+        "split": {"candidates": 0.6, "near_duplicates": 0}, "method": {"kind": kind},
         "train": {"epochs": 8, "batch_size": 8, "learning_rate": RATES.get(kind, 1e-2)}, "audit": {"suffix_tokens": 8},
     }  # fmt: skip
+    values["method"] |= {"rank": 4} if kind == "lora" else {}
     for key, value in more.items():
         values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
     return fine_tune(load(values=values, environment={}))

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import msgspec
 
@@ -68,6 +68,7 @@ class Child:
     ticker: Ticker = lambda name, total: lambda done: None
 
 
+@runtime_checkable
 class Unlearner(Protocol):
     """`(deletion, child)` to what it cost; afterwards `child.run.weights` is there."""
 
