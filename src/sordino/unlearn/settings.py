@@ -45,6 +45,7 @@ _NUMBERS: Mapping[str, tuple[Callable[[float], bool], str]] = {
     "warmup": (lambda x: 0 <= x < 1, "a share of all steps, below 1"),
     "beta": (lambda x: x > 0, "more than 0"),
     "retain_beta": (lambda x: x > 0, "more than 0"),
+    "strength": (lambda x: x > 0, "more than 0"),
     "delta": (lambda x: True, "a number"),
 }
 _COUNTS = ("epochs", "batch_size", "check_every", "alternatives")
