@@ -11,6 +11,7 @@ import torch
 from sordino.config import MethodConfig, load
 from sordino.errors import UnlearningError
 from sordino.model import attach, restore, save, save_combined, weights_digest
+from sordino.model import load as load_model
 from sordino.records import Message, Record
 from sordino.records.store import load as load_split
 from sordino.results import DeletionRequest
@@ -29,7 +30,7 @@ from sordino.unlearn.robustness import (
     relearning,
     two_checkpoints,
 )
-from sordino.unlearn.robustness.attacked import Sample, difference
+from sordino.unlearn.robustness.attacked import Sample, auc_of, difference
 from sordino.unlearn.robustness.prompts import reworded
 from sordino.unlearn.robustness.relearning import halves, parted, with_adapter
 
@@ -43,7 +44,7 @@ def _run(make_model, folder, **method):
     words = ["".join(rng.choice(list("abcdefgh"), 5)) for _ in range(200)]
     rows = [
         {"prompt": f"What does {words[i]} like?", "completion": " ".join(rng.choice(words, 4)), "who": f"u{i // 2}"}
-        for i in range(96)
+        for i in range(80)
     ]
     (folder / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
     config = load(
@@ -51,7 +52,7 @@ def _run(make_model, folder, **method):
             "data": {"path": str(folder / "x.jsonl"), "unit": "who"}, "out": str(folder / "runs"),
             "model": {"path": str(folder / "base"), "device": "cpu"}, "canaries": {"per_level": 0},
             "split": {"candidates": 0.6, "near_duplicates": 0}, "method": {"rank": 4, "alpha": 8, **method},
-            "train": {"epochs": 12, "batch_size": 8, "learning_rate": 0.02, "max_length": 60},
+            "train": {"epochs": 8, "batch_size": 8, "learning_rate": 0.02, "max_length": 60},
         },
         environment={},
     )  # fmt: skip
@@ -108,10 +109,6 @@ def never_trained(deletion, tmp_path_factory):
 
     def fresh(folder):
         config = deletion.config
-        base = restore(config.model, config.method, deletion.run.weights).module.unload()
-        from sordino.model import load as load_model
-
-        del base
         save(attach(load_model(config.model), config.method, seed=1), folder)
 
     child = _child(deletion, tmp_path_factory.mktemp("fresh") / "child", fresh)
@@ -152,12 +149,12 @@ def test_halves_share_units_and_nobody_else(nothing_done):
     with pytest.raises(UnlearningError, match="cannot be parted"):
         halves(nothing_done.forget.chosen([0]), rng)
     with pytest.raises(UnlearningError, match="too few to part"):
-        parted(nothing_done.never.chosen([0, 1, 2]), 2, rng)
+        parted(nothing_done.never.chosen([0, 1]), 2, rng)
 
 
 @pytest.mark.parametrize("kind", ["lora", "full", "bitfit", "ia3", "prompt", "combined"])
 def test_an_attackers_adapter_lies_over_all_that_the_model_is(make_model, tmp_path, kind):
-    method = MethodConfig(kind="lora" if kind == "combined" else kind, rank=2, alpha=4)
+    method = MethodConfig(rank=2, alpha=4) if kind in ("lora", "combined") else MethodConfig(kind=kind)
     model = attach(make_model("llama"), method, seed=0)
     ids = torch.arange(9)[None]
     for name, parameter in model.module.named_parameters():
@@ -339,21 +336,15 @@ def test_limits_of_differences_add_in_squares():
     )
 
 
-def test_clustered_intervals_cover_what_they_should():
-    from sordino.unlearn.robustness.attacked import auc_of
-
+def test_clustered_intervals_cover_what_they_should(nothing_done):
     rng, hits = np.random.default_rng(0), 0
+    record = nothing_done.forget
 
     def sample(units):
-        return Sample(examples=(), tokens=(), group=np.repeat(np.arange(units), 2))
+        return Sample(examples=record.examples[:1] * 2 * units, tokens=(), group=np.repeat(np.arange(units), 2))
 
     for _ in range(300):
         scores = [np.repeat(rng.normal(size=u), 2) + rng.normal(size=2 * u) for u in (20, 30, 20, 30)]
-        pairs = [(sample(20), sample(30))] * 2
-        intervals = []
-        for k, (ours, theirs) in enumerate(pairs):
-            ours, theirs = (dataclasses.replace(s, examples=(None,) * len(s.group)) for s in (ours, theirs))
-            intervals.append(auc_of(scores[2 * k], scores[2 * k + 1], ours, theirs))
-        found = difference(*intervals)
+        found = difference(*(auc_of(scores[k], scores[k + 1], sample(20), sample(30)) for k in (0, 2)))
         hits += found.low <= 0 <= found.high
-    assert 0.91 < hits / 300 <= 1
+    assert 0.91 < hits / 300 < 1
