@@ -155,13 +155,15 @@ class Row:
 class Robustness:
     """One way to bring back what was forgotten, or to see it in another form of the model.
 
-    `curve` has, for ways of many steps, pairs of a step and an AUC of forgotten against never-trained records.
+    `curve` has, for ways of many steps, pairs of a step and an AUC of forgotten against never-trained records;
+    `control` the same of never-trained records in place of the forgotten.
     """
 
     name: str
     what: str
     estimate: Estimate
     curve: tuple[tuple[int, float], ...] = ()
+    control: tuple[tuple[int, float], ...] = ()
     note: str = ""
 
 
