@@ -15,6 +15,7 @@ Result = Mapping[str, Any]
 Results = Mapping[tuple[str, str, str, int], Result]
 
 TITLES = {"lora": "LoRA", "full": "all weights"}
+NAMES = {"probability": "Prob", "rouge_l": "ROUGE-L"}
 FORGETTING = (
     "Prob", "ROUGE-L", "truth ratio", "forget quality, p", "ES", "EM", "VerbMem", "KnowMem",
     "AUC against never-trained", "PrivLeak, %",
@@ -159,7 +160,7 @@ def missing(judged: Mapping[tuple[str, int], Judged]) -> list[str]:
 
 def tables(results: Results, columns: Mapping[str, Sequence[str]], seeds: Sequence[int]) -> str:
     """The figures of all sets as Markdown."""
-    lines = [f"- **{name.replace('_', ' ')}**: {text}." for name, text in DEFINITIONS.items()]
+    lines = [f"- **{NAMES.get(name, name.replace('_', ' '))}**: {text}." for name, text in DEFINITIONS.items()]
     lines += [
         "- **both checkpoints**, **relearned**, **int8**: as in the text above; ΔAUC is the AUC of forgotten against "
         "never-trained records that it brings back.",
