@@ -33,7 +33,7 @@ def spread(found: Sequence[Estimate | None], digits: int = 3) -> str:
         return "–"
     middle = mean(e.value for e in there if e.value is not None)
     low, high = min(e.low for e in there), max(e.high for e in there)
-    return f"{middle:.{digits}g} [{low:.2g}, {high:.2g}]"
+    return f"{middle:.{digits}g} [{low:.3g}, {high:.3g}]"
 
 
 def estimate(found: Mapping[str, Any] | None) -> Estimate | None:
@@ -101,7 +101,7 @@ def keeping(there: Sequence[Judged]) -> list[str]:
     return [
         spread([j.figures["model_utility"] for j in there]), spread([j.metrics["validation_loss"] for j in there]),
         *(spread([j.robust(name) for j in there], 2) for name in ("relearning", "quantised", "two_checkpoints")),
-        f"{100 * mean(tokens):.2g}" if tokens else "–", f"{100 * mean(cpu):.2g}" if cpu else "–",
+        f"{100 * mean(tokens):.3g}" if tokens else "–", f"{100 * mean(cpu):.3g}" if cpu else "–",
     ]  # fmt: skip
 
 
