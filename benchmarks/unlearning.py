@@ -123,7 +123,10 @@ def grid(seeds: Sequence[int], only: str) -> list[Cell]:
 
 
 def source(out: Path) -> Path:
-    """TOFU's full.json, with a wrong answer as `rejected` where there is one: `dpo` prefers it."""
+    """TOFU's full.json with an answer that is wrong as `rejected`, which `dpo` prefers to the true one.
+
+    Of authors to forget it is TOFU's own; of the others, for whom it has no say, the answer of the row before.
+    """
     path = out / "full.json"
     if path.exists():
         return path
@@ -131,7 +134,10 @@ def source(out: Path) -> Path:
     lines = (folder / "forget10_perturbed.json").read_text().splitlines()
     wrong = {(r["question"], r["answer"]): r["perturbed_answer"][0] for r in map(json.loads, lines) if r}
     rows = [json.loads(line) for line in (folder / "full.json").read_text().splitlines()]
-    made = [{**row, "rejected": wrong.get((row["question"], row["answer"]))} for row in rows]
+    made = [
+        {**row, "rejected": wrong.get((row["question"], row["answer"]), rows[i - 1]["answer"])}
+        for i, row in enumerate(rows)
+    ]
     whole = path.with_suffix(f".{os.getpid()}")
     whole.write_text("".join(json.dumps(row) + "\n" for row in made))
     whole.replace(path)

@@ -15,6 +15,7 @@ Result = Mapping[str, Any]
 Results = Mapping[tuple[str, str, str, int], Result]
 
 TITLES = {"lora": "LoRA", "full": "all weights"}
+NAMES = {"probability": "Prob", "rouge_l": "ROUGE-L"}
 FORGETTING = (
     "Prob", "ROUGE-L", "truth ratio", "forget quality, p", "ES", "EM", "VerbMem", "KnowMem",
     "AUC against never-trained", "PrivLeak, %",
@@ -32,7 +33,7 @@ def spread(found: Sequence[Estimate | None], digits: int = 3) -> str:
         return "–"
     middle = mean(e.value for e in there if e.value is not None)
     low, high = min(e.low for e in there), max(e.high for e in there)
-    return f"{middle:.{digits}g} [{low:.2g}, {high:.2g}]"
+    return f"{middle:.{digits}g} [{low:.3g}, {high:.3g}]"
 
 
 def estimate(found: Mapping[str, Any] | None) -> Estimate | None:
@@ -100,7 +101,7 @@ def keeping(there: Sequence[Judged]) -> list[str]:
     return [
         spread([j.figures["model_utility"] for j in there]), spread([j.metrics["validation_loss"] for j in there]),
         *(spread([j.robust(name) for j in there], 2) for name in ("relearning", "quantised", "two_checkpoints")),
-        f"{100 * mean(tokens):.2g}" if tokens else "–", f"{100 * mean(cpu):.2g}" if cpu else "–",
+        f"{100 * mean(tokens):.3g}" if tokens else "–", f"{100 * mean(cpu):.3g}" if cpu else "–",
     ]  # fmt: skip
 
 
@@ -159,7 +160,7 @@ def missing(judged: Mapping[tuple[str, int], Judged]) -> list[str]:
 
 def tables(results: Results, columns: Mapping[str, Sequence[str]], seeds: Sequence[int]) -> str:
     """The figures of all sets as Markdown."""
-    lines = [f"- **{name.replace('_', ' ')}**: {text}." for name, text in DEFINITIONS.items()]
+    lines = [f"- **{NAMES.get(name, name.replace('_', ' '))}**: {text}." for name, text in DEFINITIONS.items()]
     lines += [
         "- **both checkpoints**, **relearned**, **int8**: as in the text above; ΔAUC is the AUC of forgotten against "
         "never-trained records that it brings back.",
