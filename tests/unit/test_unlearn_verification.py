@@ -175,6 +175,7 @@ def test_what_is_missing_is_never_a_pass(after):
             {"robustness": (dataclasses.replace(ROBUST[0], estimate=UNRESOLVED),)},
             "inconclusive", "no figure for: relearning",
         ),
+        ({"robustness": (dataclasses.replace(ROBUST[1], name="int8"),)}, "fail", "comes back beyond 0.1 of AUC (int8"),
     ],
 )  # fmt: skip
 def test_without_its_evidence_an_approximate_deletion_is_open(changes, outcome, words):

@@ -148,7 +148,7 @@ def _approximate(found: Verification) -> Judged:
     """Approximate: every comparison is within its margin, the method is qualified, and robustness was measured."""
     rule = (
         "Approximate tier: empirical, no guarantee; every comparison has to be within its margin, the method to be "
-        "qualified against retraining, and robustness to be measured."
+        "qualified against retraining, and robustness to be measured, with nothing that plainly comes back."
     )
     return _ruled(rule, [_demanded(found), _compared(found.comparisons), _qualified(found), _robust(found)])
 
@@ -204,7 +204,16 @@ def _robust(found: Verification) -> Judged:
     empty = [one.name for one in found.robustness if not _resolved(one.estimate)]
     if empty:
         return "inconclusive", (f"Robustness has no figure for: {', '.join(empty)}.",)
+    back = [one for one in found.robustness if one.name != _TOLD and one.estimate.low > found.margins.auc]
+    if back:
+        said = "; ".join(f"{one.name}: {one.estimate}" for one in back)
+        return "fail", (f"What was forgotten comes back beyond {found.margins.auc:g} of AUC ({said}).",)
     return "pass", ()
+
+
+_TOLD = "two_checkpoints"
+"""An attack on the deletion, not on forgetting: retraining has it as well. All others are differences of AUCs, above 0
+where what was forgotten comes back."""
 
 
 def _resolved(estimate: Estimate) -> bool:
