@@ -58,10 +58,12 @@ def scores(seed=0, *, subjects=MANY, forget=0.0, model="after", **more):
 
 BEFORE = scores(1, forget=-1.5, model="before", memory=0.5)
 GOOD = scores(2)
-ROBUST = (
-    Robustness(name="relearning", what="-", estimate=Estimate(value=0.5, low=0.45, high=0.55, n=40, method="made up")),
+ROBUST = tuple(
+    Robustness(
+        name=name, what="-", estimate=Estimate(value=low + 0.05, low=low, high=low + 0.1, n=40, method="made up")
+    )
+    for name, low in (("relearning", -0.04), ("two_checkpoints", 0.8))
 )
-
 UNRESOLVED = dataclasses.replace(ROBUST[0].estimate, value=None)
 
 

@@ -83,7 +83,7 @@ def qualifications(out: Path) -> list[Qualification]:
 
 
 def fitting(run: Run, method: str, settings: Mapping[str, Any], named: str | None = None) -> Qualification | None:
-    """The newest qualification of `method` with these `settings` on the model and manifest of `run`, or the one `named`.
+    """The newest qualification of `method` with these `settings` on the model and manifest of `run`, or that `named`.
 
     None where there is none. Raises `UnlearningError` where the one that is `named` is of something else.
     """
