@@ -33,7 +33,20 @@ _DEFINITION = "qualification/1"
 # Simulated requests that cannot be carried out, as one whose records others have as well, are drawn anew.
 _TRIES = 20
 
-Kept = tuple[dict[str, float], int]
+
+@dataclass(frozen=True, kw_only=True)
+class _Kept:
+    """The metrics of one model, and the tokens that making it took."""
+
+    metrics: Mapping[str, float]
+    tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Drawn:
+    """The simulated request of each seed."""
+
+    requests: tuple[DeletionRequest, ...]
 
 
 def qualify(  # noqa: PLR0913 - what is simulated, how often, how it is judged, and who is told
@@ -153,10 +166,12 @@ class _Asked:
 def _measured(asked: _Asked) -> Qualification:
     deletions = _requests(asked)
     tick = asked.ticker(f"qualification of {asked.method.name}, models", 3 * len(asked.seeds))
-    unlearned, retrained, untouched = [], [], []
+    unlearned: list[_Kept] = []
+    retrained: list[_Kept] = []
+    untouched: list[_Kept] = []
     for number, (seed, deletion) in enumerate(zip(asked.seeds, deletions, strict=True)):
         asked.say(f"qualification: seed {number + 1} of {len(asked.seeds)}")
-        kinds: tuple[tuple[list[Kept], str, Callable[[Path], tuple[Run, int]]], ...] = (
+        kinds: tuple[tuple[list[_Kept], str, Callable[[Path], tuple[Run, int]]], ...] = (
             (untouched, "untouched", lambda folder: (asked.run, 0)),
             (unlearned, "unlearned", _maker(asked, asked.method, deletion, seed)),
             (retrained, "retrained", _maker(asked, asked.retrain, deletion, seed)),
@@ -178,10 +193,10 @@ def _measured(asked: _Asked) -> Qualification:
         subjects=asked.subjects,
         generator=asked.generator,
         seeds=asked.seeds,
-        unlearned=tuple(metrics for metrics, _ in unlearned),
-        retrained=tuple(metrics for metrics, _ in retrained),
-        untouched=tuple(metrics for metrics, _ in untouched),
-        tokens=sum(tokens for _, tokens in (*unlearned, *retrained)),
+        unlearned=tuple(one.metrics for one in unlearned),
+        retrained=tuple(one.metrics for one in retrained),
+        untouched=tuple(one.metrics for one in untouched),
+        tokens=sum(one.tokens for one in (*unlearned, *retrained)),
     )
 
 
@@ -209,10 +224,10 @@ def _requests(asked: _Asked) -> list[Deletion]:
     path = asked.work / "requests.json"
     if not path.exists():
         names, drawn = _drawable(asked), np.random.default_rng([asked.generator, len(asked.seeds)])
-        made = [_drawn(asked, names, drawn) for _ in asked.seeds]
+        made = _Drawn(requests=tuple(_drawn(asked, names, drawn) for _ in asked.seeds))
         asked.work.mkdir(mode=0o700, exist_ok=True)
         write_atomic(path, encode(made), mode=0o600)
-    return [resolve(asked.run, request) for request in decode(path.read_bytes(), list[DeletionRequest], str(path))]
+    return [resolve(asked.run, request) for request in decode(path.read_bytes(), _Drawn, str(path)).requests]
 
 
 def _drawn(asked: _Asked, names: Sequence[str], drawn: np.random.Generator) -> DeletionRequest:
@@ -262,7 +277,7 @@ def _seed(run: Run, seed: int) -> None:
         run.write_card(dataclasses.replace(card, seed=seed, config={**card.config, "seed": seed}))
 
 
-def _kept(asked: _Asked, deletion: Deletion, folder: Path, make: Callable[[Path], tuple[Run, int]]) -> Kept:
+def _kept(asked: _Asked, deletion: Deletion, folder: Path, make: Callable[[Path], tuple[Run, int]]) -> _Kept:
     """The metrics of one model, and the tokens it took; the model goes away once it was asked."""
     path = folder.with_suffix(".json")
     if not path.exists():
@@ -271,6 +286,6 @@ def _kept(asked: _Asked, deletion: Deletion, folder: Path, make: Callable[[Path]
         folder.mkdir(mode=0o700, exist_ok=True)
         run, tokens = make(folder)
         scores = score(run, deletion, generate=False, ticker=asked.ticker, folder=asked.work / "signals")
-        write_atomic(path, msgspec.json.encode((seed_metrics(scores), tokens)), mode=0o600)
+        write_atomic(path, encode(_Kept(metrics=seed_metrics(scores), tokens=tokens)), mode=0o600)
     shutil.rmtree(folder, ignore_errors=True)
-    return msgspec.json.decode(path.read_bytes(), type=Kept)
+    return decode(path.read_bytes(), _Kept, str(path))
