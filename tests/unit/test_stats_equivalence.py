@@ -67,7 +67,7 @@ def test_an_auc_of_few_records_says_little():
     ]
     assert (widths[1] - widths[0]) / 400 / 2 == pytest.approx(auc_half_width(20, 20), abs=0.01)
     few = auc_tost(rng.normal(size=40), member, 0.1)
-    assert few.power == 0 and few.p_value > 0.05 and few.needs == pytest.approx(143, abs=2)
+    assert few.power < 0.05 and few.p_value > 0.05 and few.needs == pytest.approx(144, abs=1)
     z = stats.norm.ppf(0.95) + stats.norm.ppf(0.9)
     assert few.needs == pytest.approx(z**2 / 6 / 0.01, rel=0.02)
 

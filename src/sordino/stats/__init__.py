@@ -15,7 +15,7 @@ from sordino.stats.epsilon import (
     one_run_p_value,
 )
 from sordino.stats.equivalence import Equivalence, auc_tost, paired_tost, welch_tost
-from sordino.stats.equivalence_power import auc_half_width, observations_for, smallest_margin, tost_power
+from sordino.stats.equivalence_power import Side, auc_half_width, observations_for, smallest_margin, tost_power
 from sordino.stats.fdp import epsilon_f_dp, f_dp_mu, f_dp_p_value
 from sordino.stats.means import bootstrap, mean_interval, perplexity_interval, ratio_interval
 from sordino.stats.multiplicity import benjamini_hochberg, conformal_p, holm
@@ -31,6 +31,7 @@ __all__ = [
     "Equivalence",
     "Interval",
     "PairedDifference",
+    "Side",
     "auc",
     "auc_half_width",
     "auc_tost",

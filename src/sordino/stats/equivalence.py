@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import ndtri
 
 from sordino.errors import ConfigError
 from sordino.stats.common import UNBOUNDED, Floats, Interval, check_numbers, group_codes, group_sums
 from sordino.stats.equivalence_power import (
     POWER,
     Side,
-    auc_half_width,
+    auc_null,
+    auc_observations,
     observations_for,
     smallest_margin,
     t_below,
@@ -260,12 +260,9 @@ def auc_tost(
     asked = _Asked(margin=margin, alpha=alpha, side="both")
     found = auc_error(scores, member, group)
     inside, outside = found.groups
-    null = auc_half_width(inside, outside, asked.confidence) / float(ndtri(1 - alpha))
-    power = tost_power(margin, null, math.inf, alpha)
-    needs = None
-    if power < POWER:
-        # √(1/6n) is the error of n against n.
-        needs = observations_for(margin, (math.sqrt(1 / 12),) * 2, POWER, alpha)
+    null, free = auc_null(inside, outside)
+    power = tost_power(margin, null, free, alpha)
+    needs = auc_observations(margin, POWER, alpha) if power < POWER else None
     value, method = found.value - 0.5, _described("AUC − ½, DeLong", np.size(scores), inside + outside)
     low, high, p_value = -UNBOUNDED, UNBOUNDED, 1.0
     if min(inside, outside) >= 2 and found.error > 0:
@@ -288,6 +285,6 @@ def auc_tost(
         margin=margin,
         p_value=p_value,
         power=power if resolved else 0.0,
-        detectable=smallest_margin(null, math.inf, POWER, alpha),
+        detectable=smallest_margin(null, free, POWER, alpha),
         needs=needs,
     )  # fmt: skip

@@ -1,6 +1,7 @@
 """What a test of equivalence can show before anything is measured: its power, by how much, and with how many."""
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Literal
 
@@ -14,6 +15,8 @@ __all__ = [
     "POWER",
     "Side",
     "auc_half_width",
+    "auc_null",
+    "auc_observations",
     "observations_for",
     "smallest_margin",
     "t_below",
@@ -117,6 +120,11 @@ def observations_for(
         df = (n - 1) * total**2 / sum(square**2 for square in squares) if total else float(n - 1)
         return tost_power(margin, math.sqrt(total / n), df, alpha, side) >= power
 
+    return _fewest(enough)
+
+
+def _fewest(enough: Callable[[int], bool]) -> int | None:
+    """The least n from 2 that is `enough`, as all above it are; None where a million are not."""
     low, high = 1, 2
     while not enough(high):
         if high > MOST:
@@ -126,6 +134,16 @@ def observations_for(
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
     return high
+
+
+def auc_null(members: int, others: int) -> tuple[float, float]:
+    """The standard error of an AUC where scores tell nothing, and its degrees of freedom, for `tost_power`."""
+    return auc_half_width(members, others) / float(ndtri(0.975)), max(1.0, members + others - 2.0)
+
+
+def auc_observations(margin: float, power: float = POWER, alpha: float = 0.05) -> int | None:
+    """How many of each kind show that an AUC of ½ is within ½ ± `margin`, with probability `power`."""
+    return _fewest(lambda n: tost_power(margin, *auc_null(n, n), alpha) >= power)
 
 
 def auc_half_width(members: int, others: int, confidence: float = 0.95) -> float:

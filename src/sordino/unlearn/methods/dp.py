@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from typing import Any
 
 from sordino.errors import UnlearningError
 from sordino.results import Cost
@@ -34,7 +35,7 @@ def dp(deletion: Deletion, child: Child) -> Cost:
     return Cost(seconds=time.monotonic() - start, tokens=0, share=0.0)
 
 
-def told(found: Capacity) -> dict[str, object]:
+def told(found: Capacity) -> dict[str, Any]:
     """What the card of the run that comes of it says of the guarantee."""
     return {
         "epsilon": found.epsilon,
@@ -42,9 +43,9 @@ def told(found: Capacity) -> dict[str, object]:
         "target delta": found.delta,
         "unit": found.unit,
         "relation": found.relation,
-        "units covered": found.largest,
-        "units deleted": found.spent + found.asked,
-        "units left": max(0, found.remaining - found.asked),
+        "units": found.asked,
+        "spent": found.spent,
+        "capacity": found.largest,
         "method": found.method,
         "sentence": found.sentence(),
         "notes": list(found.notes),
