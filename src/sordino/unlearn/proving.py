@@ -19,6 +19,7 @@ from sordino.results import (
     Purged,
     Qualification,
     Qualified,
+    Robustness,
     Tier,
     UnlearnPlan,
     Verification,
@@ -130,7 +131,7 @@ def verified(transaction: "Transaction", named: str | None, *, robustness: bool)
     plan, child = transaction.planned, transaction.child
     proofs = proofs_of(transaction)
     before, after = transaction.scores("before"), transaction.scores("after")
-    tried = ()
+    tried: tuple[Robustness, ...] = ()
     if robustness:
         deletion = evaluated(transaction.resolved(), child, plan)
         folder = transaction.folder / "robustness"
@@ -187,7 +188,7 @@ def certified(transaction: "Transaction", key: Path, *, issuer: str, purge: bool
     Everything that the runs alone can tell is read before anything is removed. Raises `UnlearningError` where the
     verification failed: nothing is certified then.
     """
-    from sordino.unlearn.certificate import Evidence, issue, write
+    from sordino.unlearn.certificate import Parts, issue, write
     from sordino.unlearn.purge import holdings
     from sordino.unlearn.purge import purge as remove
 
@@ -196,7 +197,7 @@ def certified(transaction: "Transaction", key: Path, *, issuer: str, purge: bool
         why = " ".join(verification.reasons)
         raise UnlearningError(f"The verification failed. {why}", "Unlearn by another method, or train anew.")
     proofs, signing = proofs_of(transaction), key_at(key)
-    evidence = Evidence(
+    parts = Parts(
         state=transaction.state,
         request=proofs.request,
         manifests=proofs.manifests,
@@ -216,7 +217,7 @@ def certified(transaction: "Transaction", key: Path, *, issuer: str, purge: bool
     found = holdings(transaction.run, transaction.request)
     if purge:
         found = remove(transaction.run, transaction.request, found)
-    path = write(issue(dataclasses.replace(evidence, purge=listed(found)), signing), transaction.folder)
+    path = write(issue(dataclasses.replace(parts, purge=listed(found)), signing), transaction.folder)
     transaction.deletions.advance(transaction.request.id, "certified", certificate=digest(path.read_bytes()))
     return path
 
