@@ -7,6 +7,7 @@ import sys
 import types
 
 import numpy as np
+import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from sordino.evidence import Tree, canonical, digest, public_hex, sign
@@ -25,7 +26,7 @@ from sordino.results import (
     Verification,
 )
 from sordino.stats import mean_interval
-from sordino.unlearn.certificate import Parts, prove
+from sordino.unlearn.certificate import Parts, issue, prove
 from sordino.unlearn.reading import identity
 
 KEY = Ed25519PrivateKey.from_private_bytes(b"\x01" * 32)
@@ -46,6 +47,7 @@ def columns(losses, seed):
         "base_loss": tuple(float(v) for v in 3 + rng.random(count)),
         "tokens": tuple(float(v) for v in rng.integers(5, 20, count)),
         "extraction_strength": tuple(float(v) for v in rng.random(count) / 10),
+        "exact_memorisation": tuple(float(v) for v in rng.random(count) / 5),
     }
 
 
@@ -100,11 +102,17 @@ def recompute(verification, before, after):
 
 
 def stand_in():
-    """Put the stand-in in the place of the module that computes the statistics; returns that module."""
+    """A module to stand in for the one that computes the statistics."""
     made = types.ModuleType(MODULE)
     made.recompute = recompute
-    sys.modules[MODULE] = made
     return made
+
+
+def issued(**changed):
+    """The certificate of `evidence`, by the stand-in."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, MODULE, stand_in())
+        return issue(evidence(**changed), KEY)
 
 
 def verification(before, after, *, margin=1.0):

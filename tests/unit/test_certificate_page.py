@@ -4,7 +4,6 @@ import base64
 import dataclasses
 import hashlib
 import re
-import sys
 from xml.etree import ElementTree
 
 import certificate_fixtures as fixtures
@@ -14,20 +13,12 @@ from test_report_html import HOSTILE, Page
 from sordino.evidence import Tree
 from sordino.report.text import figure_text, interval_text
 from sordino.results import Manifests, Outcome, Scores
-from sordino.unlearn.certificate import issue
 from sordino.unlearn.page import HEADLINES, SECTIONS, curve_svg, losses_svg, render_certificate
 
 
 @pytest.fixture(scope="module")
 def certificate():
-    before = sys.modules.get(fixtures.MODULE)
-    fixtures.stand_in()
-    try:
-        return issue(fixtures.evidence(), fixtures.KEY)
-    finally:
-        sys.modules.pop(fixtures.MODULE)
-        if before is not None:
-            sys.modules[fixtures.MODULE] = before
+    return fixtures.issued()
 
 
 @pytest.fixture(scope="module")

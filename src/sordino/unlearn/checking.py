@@ -26,6 +26,8 @@ _ROOT = re.compile(r"[0-9a-f]{64}")
 _SETS = ("forget", "never", "retain", "validation")
 # Sums in another order, on another machine: not the figure.
 _RELATIVE, _ABSOLUTE = 1e-9, 1e-12
+# One model, read twice: nats a token by which batches and threads may change its loss.
+_BASE = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,21 +195,26 @@ def _scores(certificate: Certificate) -> str:
     if (before.model, after.model) != models:
         raise _Failed("The scores are not of the models whose digests are given.")
     for name in _SETS:
-        first, second = _lengths(before, name), _lengths(after, name)
-        if first != second or getattr(before, name).get("subject") != getattr(after, name).get("subject"):
-            raise _Failed(f"The two models were not scored on the same records of the set '{name}'.")
+        _paired(before, after, name)
     count = len(before.forget.get("subject", ()))
     if count != len(certificate.request.records):
         raise _Failed(f"{count} of {len(certificate.request.records)} deleted records were scored.")
     return "Both models were scored on the same records, among them all that were deleted."
 
 
-def _lengths(scores: Scores, name: str) -> int:
-    columns: Columns = getattr(scores, name)
-    found = {len(values) for values in columns.values()}
-    if len(found) > 1:
+def _paired(before: Scores, after: Scores, name: str) -> None:
+    """Refuse scores of a set that are not of the same records, read by the same untuned model."""
+    first: Columns = getattr(before, name)
+    second: Columns = getattr(after, name)
+    lengths = [{len(values) for values in columns.values()} for columns in (first, second)]
+    if max(map(len, lengths)) > 1:
         raise _Failed(f"The scores of the set '{name}' are not of one length.")
-    return next(iter(found), 0)
+    same = all(first.get(column) == second.get(column) for column in ("subject", "tokens"))
+    if lengths[0] != lengths[1] or not same:
+        raise _Failed(f"The two models were not scored on the same records of the set '{name}'.")
+    base = (first.get("base_loss", ()), second.get("base_loss", ()))
+    if len(base[0]) != len(base[1]) or any(abs(x - y) > _BASE for x, y in zip(*base, strict=True)):
+        raise _Failed(f"The losses of the untuned model on the set '{name}' are not the same before and after.")
 
 
 def _statistics(certificate: Certificate) -> str:
