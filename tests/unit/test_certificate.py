@@ -101,13 +101,16 @@ def test_a_failure_stays_one_whatever_is_missing():
 
 def test_a_tier_that_promises_something_is_judged_by_that():
     facts = {"shards": 8, "rebuilt": 2, "threads": 1}
+    same = {"bit_identical": True}
     bare = without(
         without(fixtures.evidence(tier="exact", method="shards", facts=facts), "robustness"), "qualification"
     )
     made = issue(bare, fixtures.KEY)
     assert made.outcome == "pass"
     assert [gap.needed for gap in gaps(made)] == [False, False] and len(made.missing) == 2
-    assert "2 of 8 shards" in made.promise and "1 CPU thread the" in made.promise
+    assert "2 of 8 shards" in made.promise and "bits" not in made.promise and "bit for bit" not in made.promise
+    assert "1 CPU thread, training" in promise("exact", facts | same)
+    assert "cannot be said here" in promise("exact", facts | {"bit_identical": False})
     for name in facts:
         less = {k: v for k, v in facts.items() if k != name}
         made = issue(dataclasses.replace(bare, facts=less), fixtures.KEY)
@@ -144,7 +147,9 @@ def private(**changed):
 
 def test_differential_privacy_leaves_the_weights_and_keeps_within_its_capacity():
     made = issue(private(), fixtures.KEY)
-    assert "(3, 1e-06)-close" in made.promise and "of 4 that" in made.promise
+    assert "(3, 1e-06)-close" in made.promise and "2 now and 1 before, of 4 that" in made.promise
+    replaced = issue(private(relation="replace-one"), fixtures.KEY)
+    assert "with others in the place" in replaced.promise and "with others" not in made.promise
     assert any("Gupta" in one for one in made.does_not_prove)
     with pytest.raises(UnlearningError, match=r"3 \+ 2 deletions exceed the capacity, 4"):
         issue(private(spent=3), fixtures.KEY)

@@ -1,9 +1,8 @@
 """Checking a certificate: signature, digests, proofs, and every statistic computed again; no torch is loaded."""
 
 import dataclasses
-import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ import msgspec
 from sordino.errors import SordinoError, first_line
 from sordino.evidence import canonical, code_digest, read_public, verify, verify_absence, verify_inclusion
 from sordino.results import Certificate, Columns, Scores
+from sordino.unlearn.differences import differing
 from sordino.unlearn.reading import identity, parsed, plain_of, signed_bytes
 from sordino.unlearn.statements import gaps, judged, limits, promise, unknown, utility
 
@@ -24,8 +24,6 @@ CheckState = Literal["ok", "failed", "not checked"]
 _DIGEST = re.compile(r"[0-9a-f]{32}(?:[0-9a-f]{32})?")
 _ROOT = re.compile(r"[0-9a-f]{64}")
 _SETS = ("forget", "never", "retain", "validation")
-# Sums in another order, on another machine: not the figure.
-_RELATIVE, _ABSOLUTE = 1e-9, 1e-12
 # One model, read twice: nats a token by which batches and threads may change its loss.
 _BASE = 1e-3
 
@@ -223,7 +221,7 @@ def _statistics(certificate: Certificate) -> str:
     from sordino.unlearn.verification import recompute
 
     again = recompute(certificate.verification, certificate.before, certificate.after)
-    other = list(_differing(msgspec.to_builtins(certificate.verification), msgspec.to_builtins(again)))
+    other = list(differing(msgspec.to_builtins(certificate.verification), msgspec.to_builtins(again)))
     if other:
         raise _Failed(f"{len(other)} values differ when computed again, such as {other[0]}.")
     return f"The same when computed again from the scores of {_counted(certificate.after)} records."
@@ -235,37 +233,12 @@ def _counted(scores: Scores) -> str:
 
 def _utility(certificate: Certificate) -> str:
     again = msgspec.to_builtins(utility(certificate.before, certificate.after))
-    other = list(_differing(msgspec.to_builtins(certificate.utility), again))
+    other = list(differing(msgspec.to_builtins(certificate.utility), again))
     if other:
         raise _Failed(f"{len(other)} values differ when computed again, such as {other[0]}.")
     if not again:
         raise _Unchecked("No scores of records that stay are stored.")
     return f"The same when computed again: {len(again)} differences."
-
-
-def _differing(first: Any, second: Any, where: str = "") -> Iterator[str]:
-    """The places at which two plain values differ by more than rounding."""
-    if isinstance(first, dict) and isinstance(second, dict):
-        for name in first.keys() | second.keys():
-            below = f"{where}.{name}" if where else str(name)
-            if name in first and name in second:
-                yield from _differing(first[name], second[name], below)
-            else:
-                yield below
-    elif isinstance(first, list | tuple) and isinstance(second, list | tuple):
-        if len(first) != len(second):
-            yield where
-        for number, (one, other) in enumerate(zip(first, second, strict=False)):
-            yield from _differing(one, other, f"{where}[{number}]")
-    elif _is_number(first) and _is_number(second):
-        if not math.isclose(first, second, rel_tol=_RELATIVE, abs_tol=_ABSOLUTE):
-            yield where
-    elif first != second or type(first) is not type(second):
-        yield where
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _outcome(certificate: Certificate) -> str:

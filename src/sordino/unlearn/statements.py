@@ -43,29 +43,44 @@ def promise(tier: Tier, facts: Mapping[str, Any]) -> str:
 
     `facts`, for exact: "threads" of the CPU and, of a run in shards, "shards" and how many were "rebuilt"; for dp:
     "epsilon", "delta", "units" deleted now, "spent" on deletions before, "capacity". Where one is missing nothing is
-    promised.
+    promised. Bits are spoken of only where "bit_identical" says so; "relation" is that of the guarantee.
     """
     lacking = unknown(tier, facts)
     if lacking:
         return f"Nothing is promised: {', '.join(lacking)} {'was' if len(lacking) == 1 else 'were'} not recorded."
     if tier == "dp":
-        return (
-            f"The weights are as they were. They are ({facts['epsilon']:g}, {facts['delta']:g})-close, by differential "
-            f"privacy, to those of a training without what was deleted: {facts['units']:,} more after "
-            f"{facts['spent']:,} before, of {facts['capacity']:,} that the run's ledger allows at that level."
-        )
+        return _private(facts)
     if tier == "approximate":
         return "Empirical, no guarantee: what was measured is all that speaks for it."
-    same = (
-        f"On the same software and {facts['threads']:,} CPU {'thread' if facts['threads'] == 1 else 'threads'} the "
-        "result is, bit for bit, that of training on what stays alone."
+    return f"{_trained(facts)} {_bits(facts)}".strip()
+
+
+def _private(facts: Mapping[str, Any]) -> str:
+    replaced = facts.get("relation") == "replace-one"
+    without = "with others in the place of what was deleted" if replaced else "without what was deleted"
+    return (
+        f"The weights are as they were. They are ({facts['epsilon']:g}, {facts['delta']:.3g})-close, by differential "
+        f"privacy, to those of a training {without}: {facts['units']:,} now and {facts['spent']:,} before, of "
+        f"{facts['capacity']:,} that the run's ledger allows for."
     )
+
+
+def _trained(facts: Mapping[str, Any]) -> str:
     if "shards" not in facts:
-        return f"The model was trained anew from the base on what stays, with the settings and seed of before. {same}"
+        return "The model was trained anew from the base on what stays, with the settings and seed of before."
     return (
         f"{facts['rebuilt']:,} of {facts['shards']:,} shards held something of it. Each was trained anew on what "
-        f"stays, from the last slice that had seen none of it; the other shards never saw any. {same}"
+        "stays, from the last slice that had seen none of it; the other shards never saw any."
     )
+
+
+def _bits(facts: Mapping[str, Any]) -> str:
+    if facts.get("bit_identical") is None:
+        return ""
+    if not facts["bit_identical"]:
+        return "Whether the bits are those of training on what stays alone cannot be said here."
+    threads = f"{facts['threads']:,} CPU {'thread' if facts['threads'] == 1 else 'threads'}"
+    return f"On the same software and {threads}, training on what stays alone gives the same weights, bit for bit."
 
 
 @dataclass(frozen=True, kw_only=True)
