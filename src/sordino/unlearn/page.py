@@ -43,15 +43,15 @@ HEADLINES = {
 TIERS = {"exact": "exact", "dp": "differential privacy", "approximate": "approximate"}
 
 ROWS = {
-    "before": "Before, or nothing done",
+    "before": "Before",
     "after": "After",
     "retrain": "Trained anew",
-    "do_nothing": "Nothing done, elsewhere",
+    "do_nothing": "Nothing done",
 }
 
 METRICS = {
     "auc": ("AUC, deleted against never trained on", "0.5: they cannot be told apart"),
-    "auc_calibrated": ("The same, beside the untuned model", "0.5: they cannot be told apart"),
+    "auc_calibrated": ("AUC, beside the untuned model", "0.5: they cannot be told apart"),
     "loss": ("Loss on the deleted", "nats a token"),
     "probability": ("Probability of the deleted", "exp(−loss)"),
     "extraction_strength": ("Extraction strength", "share of a record that comes back from the rest"),
@@ -69,6 +69,7 @@ def render_certificate(certificate: Certificate) -> str:
     No text of it can become markup.
     """
     style = "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in ("style.css", "certificate.css"))
+    metrics = _metrics(certificate)
     made = environment()
     made.filters["short"] = lambda value: f"{value[:12]}…" if len(value) > 16 else value
     made.filters["plain"] = _plain
@@ -82,7 +83,8 @@ def render_certificate(certificate: Certificate) -> str:
         kinds=_KINDS,
         tiers=TIERS,
         rows=[(ROWS.get(row.name, row.name.replace("_", " ")), row) for row in certificate.verification.rows],
-        metrics=_metrics(certificate),
+        metrics=[one for one in metrics if one[0].partition("_")[0] not in _SETS],
+        others=[one for one in metrics if one[0].partition("_")[0] in _SETS],
         utility=[(*_named(name), one) for name, one in certificate.utility.items()],
         losses=losses_svg(certificate.before, certificate.after),
         robustness=[

@@ -128,10 +128,9 @@ def judged(certificate: Certificate) -> tuple[Outcome, tuple[str, ...]]:
     """The outcome of all, and why: that of the verification, but never "pass" where something needed is missing."""
     verification = certificate.verification
     needed = [gap.what for gap in gaps(certificate) if gap.needed]
-    outcome: Outcome = verification.outcome
-    if needed and outcome == "pass":
-        outcome = "inconclusive"
-    return outcome, (*verification.reasons, *(f"Missing: {what}." for what in needed))
+    if not needed or verification.outcome != "pass":
+        return verification.outcome, verification.reasons
+    return "inconclusive", (*verification.reasons, *(f"Missing: {what}." for what in needed))
 
 
 def utility(before: Scores | None, after: Scores | None) -> dict[str, Estimate]:
