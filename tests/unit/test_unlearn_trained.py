@@ -1,4 +1,4 @@
-"""A run that was really trained: its manifest outlives training, and what was purged is neither audited nor exported."""
+"""A run that was really trained: its manifest outlives training, and what was purged is not audited or exported."""
 
 import dataclasses
 
