@@ -86,7 +86,7 @@ class Marks:
             records=tuple(
                 (
                     name_hash(salt, "record", name, unit),
-                    "" if content in others else _content_hash(salt, content),
+                    _content_hash(salt, content, name if content in others else ""),
                     number,
                 )
                 for name, content, number in mine
