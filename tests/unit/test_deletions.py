@@ -267,7 +267,31 @@ def test_deleted_records_stay_out_under_other_ids_and_units(tmp_path):
     gone = {row["text"] for row in rows} - texts
     assert gone == {row["text"] for row in rows if row["id"] == mine[0]}
     book.reconsent([mine[0]], "record", "agreed")
-    assert len(prepare(config_for(tmp_path, rows)).split.examples) == len(load_split(run.records).examples)
+    for data in (rows, renamed):  # by the name that was deleted, whatever it is called now
+        assert len(prepare(config_for(tmp_path, data)).split.examples) == len(load_split(run.records).examples)
+
+
+def test_a_record_comes_back_alone_and_a_subject_with_all_of_its_own(tmp_path):
+    rows = rows_of()
+    config = config_for(tmp_path, rows)
+    run = finished(config)
+    first, second = sides(run)["trained"][:2]
+    book = Deletions.open(config.out)
+    carry(book, request_for(run, [first, second]))
+    mine = [row["id"] for row in rows if row["customer"] == first]
+
+    def missing():
+        left = {e.record.id for e in prepare(config).split.examples}
+        return {row["id"] for row in rows} - left
+
+    theirs = {row["id"] for row in rows if row["customer"] == second}
+    assert missing() == {*mine, *theirs}
+    book.reconsent(mine[:1], "record", "agreed")
+    assert missing() == {*mine[1:], *theirs}
+    book.reconsent([first], "subject", "agreed")
+    assert missing() == theirs
+    carry(book, request_for(run, mine[:1], "record", "q2"))
+    assert missing() == {*mine[:1], *theirs}, "a later request counts again"
 
 
 def test_rows_as_units_and_records_as_units_are_known_by_what_they_say(tmp_path):
@@ -296,6 +320,11 @@ def test_what_somebody_else_holds_word_for_word_is_not_blocked(tmp_path):
     carry(Deletions.open(run.path.parent), request_for(run, [unit]))
     left = {e.record.id: e.record.unit for e in prepare(config_for(tmp_path, rows)).split.examples}
     assert "copy" in left and unit not in left.values()
+    mine = next(row["id"] for row in rows if row["text"] == shared)
+    carry(Deletions.open(run.path.parent), request_for(run, ["copy"], "record", "q2"))
+    Deletions.open(run.path.parent).reconsent([unit], "subject", "agreed")
+    left = {e.record.id for e in prepare(config_for(tmp_path, rows)).split.examples}
+    assert "copy" not in left and mine in left
 
 
 def test_nothing_left_to_train_on_is_an_error_that_names_nobody(tmp_path):

@@ -224,7 +224,7 @@ class Deletions:
             if unknown:
                 message = f"{unknown} of {len(names)} names are no deleted {kind}s."
                 raise UnlearningError(message, "Give names as they were deleted, and each kind by itself.")
-            hashes = sorted({found for name in names for found in tombs.hashes(kind, name)})
+            hashes = sorted(set().union(*(tombs.lifts(kind, name) for name in names)))
             self._chain.append("", LIFTED, {"kind": kind, "names": hashes, "count": len(set(names)), "reason": reason})
         return len(set(names))
 

@@ -2,7 +2,7 @@
 
 A subject is known by its name where a column of the data names units; where units are records or so many rows, a name
 says nothing of another reading of the data, and its records are known by what they say. So are records: an id that was
-given anew brings nothing back. What somebody else holds too, word for word, is nobody's alone and is not blocked.
+given anew brings nothing back. What somebody else holds too, word for word, is blocked under the id it had alone.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -35,8 +35,9 @@ def name_hash(salt: bytes, kind: Kind, name: str, unit: str) -> str:
     return keyed_digest(salt, kind, unit if kind == "subject" else "", name)[:16].hex()
 
 
-def _content_hash(salt: bytes, content: str) -> str:
-    return keyed_digest(salt, "content", "", content)[:16].hex()
+def _content_hash(salt: bytes, content: str, name: str = "") -> str:
+    """32 hex digits for a content whoever has it, or only as the record `name`."""
+    return keyed_digest(salt, "content", name, content)[:16].hex()
 
 
 def asked_of(request: DeletionRequest, examples: Sequence[Example]) -> npt.NDArray[np.bool_]:
@@ -56,25 +57,26 @@ def asked_of(request: DeletionRequest, examples: Sequence[Example]) -> npt.NDArr
 
 @dataclass(frozen=True, kw_only=True)
 class Marks:
-    """What a request is known by, all salted: its `names`, and of its records (id, content).
+    """What a request is known by, all salted: its `names`, and of its records (id, content, which of the names).
 
-    An empty content is one that others hold too. `unit` is the kind of the units of its data.
+    A content that others hold too is hashed with the id. `unit` is the kind of the units of its data.
     """
 
     kind: Kind
     unit: str
     names: tuple[str, ...]
-    records: tuple[tuple[str, str], ...]
+    records: tuple[tuple[str, str, int], ...]
 
     @classmethod
     def of(cls, request: DeletionRequest, examples: Sequence[Example], unit: str, salt: bytes) -> "Marks":
         """Those of `request` to a run that holds `examples`, trained on or not."""
         asked = asked_of(request, examples)
-        mine: list[tuple[str, str]] = []
+        mine: list[tuple[str, str, int]] = []
         others: set[str] = set()
-        for own, (_, name, content) in zip(asked.tolist(), content_digests(examples), strict=True):
+        place = {name: number for number, name in enumerate(request.names)}
+        for own, (unit_of, name, content) in zip(asked.tolist(), content_digests(examples), strict=True):
             if own:
-                mine.append((name, content))
+                mine.append((name, content, place[unit_of if request.kind == "subject" else name]))
             else:
                 others.add(content)
         return cls(
@@ -82,15 +84,19 @@ class Marks:
             unit=unit,
             names=tuple(name_hash(salt, request.kind, name, unit) for name in request.names),
             records=tuple(
-                (name_hash(salt, "record", name, unit), "" if content in others else _content_hash(salt, content))
-                for name, content in mine
+                (
+                    name_hash(salt, "record", name, unit),
+                    _content_hash(salt, content, name if content in others else ""),
+                    number,
+                )
+                for name, content, number in mine
             ),
         )
 
     @classmethod
     def read(cls, data: Mapping[str, Any]) -> "Marks":
         """Those that a line of the ledger holds."""
-        records = tuple((str(name), str(content)) for name, content in data["records"])
+        records = tuple((str(name), str(content), int(number)) for name, content, number in data["records"])
         return cls(kind=data["kind"], unit=data["unit"], names=tuple(data["names"]), records=records)
 
     @property
@@ -101,13 +107,17 @@ class Marks:
 
 @dataclass
 class Tombstones:
-    """What was deleted and what was lifted, each with the number of the line that said so last; 0 is never."""
+    """What was deleted and what was lifted, each with the number of the line that said so last; 0 is never.
+
+    `said` has the contents that went with a name; `units` the kinds of units of all data that was asked about.
+    """
 
     salt: bytes
     subjects: dict[str, int] = field(default_factory=dict)
     records: dict[str, int] = field(default_factory=dict)
     contents: dict[str, int] = field(default_factory=dict)
     lifted: dict[str, int] = field(default_factory=dict)
+    said: dict[str, set[str]] = field(default_factory=dict)
     units: set[str] = field(default_factory=set)
 
     @classmethod
@@ -129,13 +139,18 @@ class Tombstones:
     def put(self, marks: Marks, number: int) -> None:
         """Let what `marks` mean be blocked from line `number` on."""
         (self.subjects if marks.kind == "subject" else self.records).update(dict.fromkeys(marks.names, number))
-        for name, content in marks.records:
-            self.records[name] = number
-            if content:
-                self.contents[content] = number
+        for name, content, owner in marks.records:
+            self.records[name] = self.contents[content] = number
+            self.said.setdefault(name, set()).add(content)
+            self.said.setdefault(marks.names[owner], set()).add(content)
+
+    def lifts(self, kind: Kind, name: str) -> set[str]:
+        """All hashes that are lifted with `name`: its own, and those of what it said, whatever its id is by now."""
+        found = self.hashes(kind, name)
+        return {*found, *(content for one in found for content in self.said.get(one, ()))}
 
     def hashes(self, kind: Kind, name: str) -> list[str]:
-        """The hashes under which `name` may be here; none that is not."""
+        """The hashes under which `name` is here."""
         known = self.subjects if kind == "subject" else self.records
         units = sorted(self.units) if kind == "subject" else [""]
         return [found for unit in units if (found := name_hash(self.salt, kind, name, unit)) in known]
@@ -157,7 +172,9 @@ class Tombstones:
                 hashed = name_hash(self.salt, "subject", owner, unit)
                 last[owner] = (self.subjects.get(hashed, 0) if named else 0, self.lifted.get(hashed, 0))
             deleted, lifted = last[owner]
-            deleted = max(deleted, self.contents.get(_content_hash(self.salt, content), 0))
+            for hashed in (_content_hash(self.salt, content), _content_hash(self.salt, content, name)):
+                said = self.contents.get(hashed, 0)
+                deleted = max(deleted, said if said > self.lifted.get(hashed, 0) else 0)
             if deleted > lifted:
                 found[at] = deleted > self.lifted.get(name_hash(self.salt, "record", name, unit), 0)
         return found
@@ -165,8 +182,8 @@ class Tombstones:
 
 def covered(marks: Collection[Marks], kind: Kind, names: Sequence[str], salt: bytes) -> list[str]:
     """Those of `names` that any of `marks` mean: by themselves, or a record as one of a subject's."""
-    known = {mark for one in marks for mark in (*(one.names if one.kind == kind else ()),)}
+    known = {mark for one in marks if one.kind == kind for mark in one.names}
     if kind == "record":
-        known |= {name for one in marks for name, _ in one.records}
+        known |= {name for one in marks for name, _, _ in one.records}
     units = {one.unit for one in marks} if kind == "subject" else {""}
     return [name for name in names if any(name_hash(salt, kind, name, unit) in known for unit in units)]

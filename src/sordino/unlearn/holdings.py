@@ -212,7 +212,9 @@ class _Search:
         for place in sorted(run.private.iterdir()):
             if place.name in _KEPT or place.name in _TRAINED:
                 continue
-            kind = _NUMBERS.get(place.name, "scores")
+            # A folder that we have no name for is of a method of unlearning, which trains in it.
+            other: HoldingKind = "checkpoint" if any(place.rglob("*.safetensors")) else "scores"
+            kind = _NUMBERS.get(place.name, other)
             for one in _places(place, spread=place.name in _SPREAD):
                 yield self.holding(one, kind, run, relation)
         revealed = run.path / "report-revealed.html"

@@ -64,6 +64,8 @@ def purge(
                 held.enter_context(owner.lock())
             for at in group:
                 made[at] = _purged(found[at], owner, asked, out) if _goes(found[at], siblings) else found[at]
+    # What is told to be gone stays gone if the machine crashes now.
+    os.sync()
     return tuple(made[at] for at in range(len(found)))
 
 

@@ -191,7 +191,7 @@ def _check_names(run: Run, request: DeletionRequest, examples: Sequence[Example]
     places = ", ".join(map(str, unknown[:10])) + (", …" if len(unknown) > 10 else "")
     message = f"{len(unknown)} of {len(names)} {kind}s are unknown to the run, in places {places}."
     other: Kind = "record" if kind == "subject" else "subject"
-    if all(name in {*_names_of(own, other)} for name in (names[place - 1] for place in unknown)):
+    if {names[place - 1] for place in unknown} <= {*_names_of(own, other)}:
         raise UnlearningError(message, f"They name {other}s: ask for those.")
     unit = str(run.card.data.get("unit", "record"))
     what = "ids (data.id)" if kind == "record" else f"units ({unit})"
