@@ -17,7 +17,7 @@ WORDS = (
     "ash", "bay", "cam", "dew", "elm", "fir", "gum", "hop", "ivy", "kiln",
     "loch", "moor", "nook", "oak", "pond", "quay", "reed", "sage", "tarn", "vale",
 )  # fmt: skip
-RATES = {"lora": 2e-2, "full": 3e-3}
+RATES = {"lora": 1e-2, "full": 3e-3}
 
 
 def rows(count: int = 60, *, plain: bool = False, rejected: bool = False) -> list[dict[str, str]]:
@@ -36,14 +36,14 @@ def learned(folder: Path, model: Path, kind: str = "lora", **more: Any) -> Run:
     """A run that learned the answers, more or less."""
     data = folder / "rows.jsonl"
     data.parent.mkdir(parents=True, exist_ok=True)
-    data.write_text("".join(json.dumps(row) + "\n" for row in more.pop("rows", rows())))
+    lines = more.pop("rows", rows())
+    data.write_text("".join(json.dumps(row) + "\n" for row in lines))
     values = {
-        "data": {"path": str(data), "unit": "who"}, "out": str(folder / "runs"), "seed": 5,
+        "data": {"path": str(data), "unit": "who", **({"rejected": "rejected"} if "rejected" in lines[0] else {})}, "out": str(folder / "runs"), "seed": 5,
         "model": {"path": str(model), "device": "cpu"}, "canaries": {"per_level": 0},
         "split": {"candidates": 0.6, "near_duplicates": 0}, "method": {"kind": kind},
-        "train": {"epochs": 8, "batch_size": 8, "learning_rate": RATES.get(kind, 1e-2)}, "audit": {"suffix_tokens": 8},
+        "train": {"epochs": 20, "batch_size": 8, "learning_rate": RATES.get(kind, 1e-2)}, "audit": {"suffix_tokens": 8},
     }  # fmt: skip
-    values["method"] |= {"rank": 4} if kind == "lora" else {}
     for key, value in more.items():
         values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
     return fine_tune(load(values=values, environment={}))

@@ -16,7 +16,19 @@ from sordino.serialize import Serializer, Tokens
 from sordino.train.reading import serializer_for
 from sordino.unlearn.base import Child, Deletion
 
-__all__ = ["Opened", "Streams", "pieces", "reopen", "watched", "work_folder", "workless"]
+__all__ = [
+    "Opened",
+    "Streams",
+    "count_targets",
+    "make_tunable",
+    "pieces",
+    "reopen",
+    "seeded",
+    "tuned_state",
+    "watched",
+    "work_folder",
+    "workless",
+]
 
 # Parts of the names of what PEFT tunes.
 _PEFT_TUNED = (".lora_", ".ia3_", "prompt_encoder.", ".modules_to_save.")
@@ -50,16 +62,22 @@ def reopen(deletion: Deletion) -> Opened:
     _same("weights", card.model.get("weights"), weights_digest(deletion.run.weights))
     model = restore(config.model, config.method, deletion.run.weights)
     _same("tokenizer", card.model.get("tokenizer"), tokenizer_digest(model))
-    if config.method.kind == "full":
-        model.module.requires_grad_(True)
-    else:
+    if config.method.kind != "full":
         _same("base", card.model.get("base"), model.base().digest())
+    make_tunable(model)
+    return Opened(model=model, serializer=serializer_for(config, model.tokenizer, model.context))
+
+
+def make_tunable(model: Model) -> None:
+    """Have everything that its method tunes in a restored model take gradients again, and nothing else."""
+    assert model.method is not None
+    if model.method.kind == "full":
+        model.module.requires_grad_(True)
     if hasattr(model.module, "peft_config"):
         for name, parameter in model.module.named_parameters():
             parameter.requires_grad_(any(part in name for part in _PEFT_TUNED))
-        if config.method.variant == "ffa":
+        if model.method.variant == "ffa":
             freeze_a(model.module)
-    return Opened(model=model, serializer=serializer_for(config, model.tokenizer, model.context))
 
 
 def _same(what: str, known: str | None, found: str) -> None:
