@@ -21,7 +21,7 @@ from sordino.train.validation import validation_loss
 from sordino.unlearn.base import Child, Deletion, Method
 from sordino.unlearn.methods import named
 from sordino.unlearn.opening import Streams, count_targets, work_folder
-from sordino.unlearn.settings import all_given
+from sordino.unlearn.settings import UnsuitedSettings, all_given
 from sordino.unlearn.trials import FOLDER, Trial, read_trials, write_trials
 
 __all__ = ["GRID", "search", "search_half", "search_validation"]
@@ -65,7 +65,8 @@ def search(
     within the tolerance. Settings that are no longer the method's defaults are not searched. Trials are kept in the
     child's private folder, and those that were made are not made again.
 
-    Raises `UnlearningError` where no trial keeps the utility, or nothing is held out.
+    Raises `UnlearningError` where no trial keeps the utility, or nothing is held out, and whatever else no settings
+    would change.
     """
     if type(budget) is not int or budget < 1:
         raise UnlearningError(f"The budget of the search is {budget!r}.", "Allowed: a whole number of trials, from 1.")
@@ -111,7 +112,7 @@ def _tried(deletion: Deletion, child: Child, method: Method, settings: dict[str,
     try:
         cost = method.run(deletion, trial)
         found = _measured(deletion, trial.run, cost, settings)
-    except (UnlearningError, TrainingError) as error:
+    except (UnsuitedSettings, TrainingError) as error:
         if _lasting(error):
             raise
         spent = Cost(seconds=time.monotonic() - started, tokens=_tokens_spent(folder))

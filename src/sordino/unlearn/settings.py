@@ -8,7 +8,12 @@ from typing import Any
 from sordino.config import TrainConfig
 from sordino.errors import UnlearningError, did_you_mean
 
-__all__ = ["STEPPING", "all_given", "loss_parameters", "train_config"]
+__all__ = ["STEPPING", "UnsuitedSettings", "all_given", "loss_parameters", "train_config"]
+
+
+class UnsuitedSettings(UnlearningError):
+    """A method that did not serve with these settings, and may with others."""
+
 
 STEPPING: Mapping[str, Any] = {
     "learning_rate": 1e-5, "epochs": 10, "batch_size": 8, "schedule": "linear", "warmup": 0.1, "weight_decay": 0.0,

@@ -18,7 +18,7 @@ from sordino.train.steps import Steps
 from sordino.train.validation import validation_loss
 from sordino.unlearn.base import Child, Deletion
 from sordino.unlearn.opening import Opened, count_targets, reopen, watched, work_folder, workless
-from sordino.unlearn.settings import train_config
+from sordino.unlearn.settings import UnsuitedSettings, train_config
 from sordino.unlearn.steps import Limit
 from sordino.unlearn.trials import spent_searching
 
@@ -98,7 +98,7 @@ def tune(work: Worked, steps: CountedSteps, settings: Mapping[str, Any]) -> Cost
         work.folder, model, ([], list(watch.tokens)), config, seed=child.seed, monitor=monitor, given=steps
     )  # fmt: skip
     if progress.best_step is None:
-        raise UnlearningError(
+        raise UnsuitedSettings(
             f"At step {progress.step} the loss on validation records was {progress.validation}, before it "
             f"{watch.limit.before}: more than tolerance ({watch.limit.tolerance}) allows, and no weights before it may "
             "be kept.",
@@ -121,7 +121,7 @@ def finish(work: Worked, told: Mapping[str, Any], *, tokens: int, forwards: int,
     child, model = work.child, work.opened.model
     if model.digest() == work.before:
         message = f"No weight was changed ({work.before}): nothing was forgotten."
-        raise UnlearningError(message, "Raise learning_rate or epochs; are gamma and alpha both 0?")
+        raise UnsuitedSettings(message, "Raise learning_rate or epochs.")
     with write_folder(child.run.weights) as folder:
         save(model, folder)
     card = child.run.card

@@ -18,7 +18,7 @@ from sordino.train.progress import Progress
 from sordino.train.validation import validation_loss
 from sordino.unlearn.base import Child, Deletion, unlearner
 from sordino.unlearn.opening import pieces, tuned_state
-from sordino.unlearn.settings import STEPPING, all_given, train_config
+from sordino.unlearn.settings import STEPPING, UnsuitedSettings, all_given, train_config
 from sordino.unlearn.tuning import Worked, begin, finish
 
 __all__ = ["negated", "task_vector"]
@@ -49,7 +49,7 @@ def task_vector(deletion: Deletion, child: Child) -> Cost:
     after = tuned_state(model)
     if all(torch.equal(after[n], b) for n, b in before.items()):
         message = "Fine-tuning on what is to be forgotten changed no weight: there is nothing to negate."
-        raise UnlearningError(message, "Raise learning_rate or epochs.")
+        raise UnsuitedSettings(message, "Raise learning_rate or epochs.")
     made, strength, tried = _negated_enough(work, before, after, settings)
     done = dataclasses.replace(work, opened=dataclasses.replace(work.opened, model=made))
     read = tried * sum(int(t.target[1:].sum()) for t in work.watch.tokens)
@@ -70,7 +70,7 @@ def _negated_enough(
                 work.child.say(f"strength was lowered to {strength / 2**halved:g}: utility")
             return made, strength / 2**halved, halved + 1
     message = f"Even with strength {strength / 2**_HALVINGS:g} the loss on validation records is beyond the tolerance."
-    raise UnlearningError(message, "Lower learning_rate or epochs, or raise tolerance.")
+    raise UnsuitedSettings(message, "Lower learning_rate or epochs, or raise tolerance.")
 
 
 def _fine_tuned(work: Worked, settings: Mapping[str, Any]) -> Progress:
