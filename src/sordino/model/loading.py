@@ -1,5 +1,6 @@
 """From a name to a model and its tokenizer, and their digests."""
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,10 @@ __all__ = [
 ]
 
 BUNDLED = "sordino-tiny"
+
+# Where torchao is installed, transformers imports it for every model, and it warns of kernels for other machines.
+for _logger in ("torchao", "torch.utils._pytree"):
+    logging.getLogger(_logger).setLevel(logging.ERROR)
 
 
 def pick_device(name: str) -> torch.device:
@@ -60,15 +65,15 @@ def resolve(path: str) -> str:
 @contextmanager
 def _without_bars() -> Iterator[None]:
     # Progress is shown by whoever called, once; the loaders' own bars would stand in between.
-    from transformers.utils import logging
+    from transformers.utils import logging as told
 
-    was_on = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    was_on = told.is_progress_bar_enabled()
+    told.disable_progress_bar()
     try:
         yield
     finally:
         if was_on:
-            logging.enable_progress_bar()
+            told.enable_progress_bar()
 
 
 @contextmanager

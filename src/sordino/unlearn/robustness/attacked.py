@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from sordino import stats
 from sordino.collect import collect
@@ -22,7 +22,11 @@ from sordino.signals import Ragged, Statistics
 from sordino.train.reading import serializer_for
 from sordino.unlearn.base import Deletion, Say, Ticker
 
-__all__ = ["Attacked", "Sample", "Streams", "area", "auc_of", "difference", "estimated", "loss_of"]
+__all__ = ["MOST", "Attacked", "Sample", "Streams", "area", "auc_of", "difference", "estimated", "loss_of"]
+
+
+MOST = 100
+"""Records of a set at most: AUCs of more are sharper by less than what reading them costs."""
 
 
 class Streams:
@@ -64,7 +68,7 @@ class Attacked:
     deletion: Deletion
     folder: Path
     seed: int = 0
-    most: int = 400
+    most: int = MOST
     say: Say = lambda text: None
     ticker: Ticker = lambda name, total: lambda done: None
     spent: dict[str, int] = field(default_factory=lambda: {"tokens": 0, "forwards": 0})
@@ -140,6 +144,22 @@ class Attacked:
         found = loss_of(self.read(model, [t for sample in samples for t in sample.tokens]))
         edges = np.cumsum([len(sample) for sample in samples])[:-1]
         return list(np.split(found, edges))
+
+    @cached_property
+    def plain(self) -> dict[str, tuple[float, Bool[np.ndarray, " T"]]]:
+        """What the model that has forgotten says of records to forget and never trained on, by their ids; one pass.
+
+        The mean loss, in nats a token, and which of the scored tokens were the likeliest.
+        """
+        samples = (self.forget, self.never)
+        found = self.read(self.load(), [t for sample in samples for t in sample.tokens])
+        losses, hits = loss_of(found), np.split(found.rank == 0, found.offsets[1:-1])
+        ids = [e.record.id for sample in samples for e in sample.examples]
+        return {name: (float(loss), hit) for name, loss, hit in zip(ids, losses, hits, strict=True)}
+
+    def plain_loss(self, sample: Sample) -> Float[np.ndarray, " n"]:
+        """The loss of each record of a part of those to forget, or never trained on."""
+        return np.array([self.plain[e.record.id][0] for e in sample.examples])
 
     def told(self, before: Mapping[str, int]) -> str:
         """What was spent since, as words for a note."""

@@ -11,7 +11,7 @@ from sordino.evidence import digest
 from sordino.results import Cost, Robustness, decode, encode
 from sordino.run import Run, write_atomic
 from sordino.unlearn.base import Deletion, Say, Ticker
-from sordino.unlearn.robustness.attacked import Attacked
+from sordino.unlearn.robustness.attacked import MOST, Attacked
 from sordino.unlearn.robustness.prompts import Paraphrases, prompts
 from sordino.unlearn.robustness.quantised import quantised
 from sordino.unlearn.robustness.relearning import relearning
@@ -57,7 +57,7 @@ def measure(  # noqa: PLR0913 - a run, what it forgot, where to work, and how
     *,
     attacks: Sequence[str] = tuple(ATTACKS),
     seed: int = 0,
-    most: int = 400,
+    most: int = MOST,
     paraphrases: Paraphrases | None = None,
     say: Say = lambda text: None,
     ticker: Ticker = lambda name, total: lambda done: None,

@@ -10,6 +10,7 @@ from sordino import stats
 from sordino.model import Model
 from sordino.records import Message, Record
 from sordino.results import Robustness
+from sordino.serialize import Tokens
 from sordino.unlearn.metrics import extraction_strength
 from sordino.unlearn.robustness.attacked import Attacked, Sample, area, estimated, labels, loss_of
 
@@ -93,7 +94,7 @@ def prompts(attacked: Attacked, *, paraphrases: Paraphrases = lambda record: ())
 
 def _ask(attacked: Attacked, model: Model, side: Sample, paraphrases: Paraphrases) -> _Asked:
     """What `model` says of all wordings of the records of `side`; such as leave nothing to score are left out."""
-    owners, names, tokens = list(range(len(side))), ["plain"] * len(side), list(side.tokens)
+    owners, names, tokens = list(range(len(side))), ["plain"] * len(side), list[Tokens]()
     for owner, example in enumerate(side.examples):
         given = {f"paraphrase {k}": record for k, record in enumerate(paraphrases(example.record), 1)}
         for name, record in (reworded(example.record) | given).items():
@@ -102,9 +103,13 @@ def _ask(attacked: Attacked, model: Model, side: Sample, paraphrases: Paraphrase
                 owners.append(owner)
                 names.append(name)
                 tokens.append(made)
-    found = attacked.read(model, tokens)
-    hits = np.split(found.rank == 0, found.offsets[1:-1])
-    return _Asked(count=len(side), owner=np.array(owners), name=names, loss=loss_of(found), hits=hits)
+    hits = [attacked.plain[e.record.id][1] for e in side.examples]
+    losses = [attacked.plain_loss(side)]
+    if tokens:
+        found = attacked.read(model, tokens)
+        losses.append(loss_of(found))
+        hits += np.split(found.rank == 0, found.offsets[1:-1])
+    return _Asked(count=len(side), owner=np.array(owners), name=names, loss=np.concatenate(losses), hits=hits)
 
 
 def reworded(record: Record) -> dict[str, Record]:

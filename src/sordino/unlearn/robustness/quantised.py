@@ -39,8 +39,7 @@ def quantised(attacked: Attacked, bits: Bits) -> Robustness:
     """
     before, sides = dict(attacked.spent), (attacked.forget, attacked.never)
     advance = attacked.ticker(f"int{bits}", 2)
-    model = attacked.load()
-    plain = attacked.losses(model, *sides)
+    plain, model = [attacked.plain_loss(side) for side in sides], attacked.load()
     advance(1)
     module, form = _deployed(model.module)
     how = quantise(module, bits)

@@ -95,7 +95,7 @@ def _relearned(
     config = _settings(attacked.config.train, epochs)
     steps = epochs * math.ceil(len(pieces) / config.batch_size)
     every = math.ceil(steps / _POINTS)
-    last = attacked.losses(model, *watched)
+    last = [attacked.plain_loss(sample) for sample in watched]
     curve = [(0, area(-last[0], -last[1]))]
     advance = attacked.ticker(f"relearning, {name}", steps)
 

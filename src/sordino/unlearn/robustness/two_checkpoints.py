@@ -16,7 +16,8 @@ def two_checkpoints(attacked: Attacked) -> Robustness:
     advance = attacked.ticker("two checkpoints", 2)
     first = attacked.losses(attacked.load(attacked.deletion.run), *samples)
     advance(1)
-    second = attacked.losses(attacked.load(), *samples)
+    second = [attacked.plain_loss(sample) for sample in samples[:2]]
+    second += attacked.losses(attacked.load(), attacked.retain)
     advance(1)
     forget, never, retain = (after - old for old, after in zip(first, second, strict=True))
     stays = estimated(auc_of(retain, never, attacked.retain, attacked.never))
