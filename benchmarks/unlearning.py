@@ -70,8 +70,8 @@ STEPPING: Mapping[str, Mapping[str, Any]] = {
     "forget10": {"epochs": 2, "batch_size": 32, "schedule": "constant", "tolerance": 0.1, "check_every": 5},
 }
 RATES: Mapping[str, Mapping[str, float]] = {"lora": {}, "full": {}}
-USUAL = {"lora": 1e-3, "full": 3e-4}
-TRIED = {"lora": (3e-4, 1e-3, 3e-3), "full": (1e-4, 3e-4, 1e-3)}
+USUAL = {"lora": 1e-3, "full": 2e-4}
+TRIED = {"lora": (3e-4, 1e-3, 3e-3), "full": (1e-4, 2e-4, 4e-4)}
 # What differs from the defaults otherwise: scales that hang on the width of the model.
 OWN: Mapping[str, Mapping[str, Any]] = {}
 # Of each set of questions, and of records that aren't to be forgotten, at most so many.
