@@ -72,8 +72,10 @@ STEPPING: Mapping[str, Mapping[str, Any]] = {
 RATES: Mapping[str, Mapping[str, float]] = {"lora": {}, "full": {}}
 USUAL = {"lora": 1e-3, "full": 2e-4}
 TRIED = {"lora": (3e-4, 1e-3, 3e-3), "full": (1e-4, 2e-4, 4e-4)}
-# What differs from the defaults otherwise: scales that hang on the width of the model.
-OWN: Mapping[str, Mapping[str, Any]] = {}
+# What differs from the defaults otherwise: scales that hang on the width of the model. With the published α of 1,200,
+# RMU leaves this one as it was at every rate.
+OWN: Mapping[str, Mapping[str, Any]] = {"rmu": {"alpha": 30.0, "steering": 20.0}}
+TRIED_OWN: Mapping[str, tuple[float, ...]] = {"rmu": (1e-3, 3e-3, 1e-2)}
 # Of each set of questions, and of records that aren't to be forgotten, at most so many.
 QUESTIONS, RECORDS, PREFIX = 60, 240, 32
 ROBUSTNESS = ("relearning", "quantised", "two_checkpoints")
@@ -224,7 +226,8 @@ def every(pool: ProcessPoolExecutor, options: argparse.Namespace) -> None:
         bases = list({c.base: c for c in todo}.values())
         told({c.base: pool.submit(train, c, options.out) for c in bases})
         if options.tune is not None:
-            jobs = {c: pool.submit(tried, c, options.out, TRIED[c.kind]) for c in cells if c.settings}
+            rates = {c: TRIED_OWN.get(c.method, TRIED[c.kind]) for c in cells if c.settings}
+            jobs = {c: pool.submit(tried, c, options.out, some) for c, some in rates.items()}
             told({c.name: job for c, job in jobs.items()})
             best = {c: job.result() for c, job in jobs.items() if not job.exception()}
             for kind in KINDS:
