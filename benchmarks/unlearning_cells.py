@@ -152,10 +152,10 @@ def attacked(cell: Cell, deletion: Any, child: Any) -> dict[str, Any]:
     return found
 
 
-def tried(cell: Cell, out: Path, rates: Sequence[float]) -> dict[str, Any]:
+def tried(cell: Cell, out: Path, rates: Sequence[float]) -> float | None:
     """The learning rate under which forgotten records come closest to never-trained ones, by their mean loss.
 
-    Of those under which the validation loss grows by no more than 10 %: the utility stop sees to that.
+    The utility stop keeps the validation loss within its tolerance under each of them; None where all of them fail.
     """
     import torch
 
@@ -168,6 +168,8 @@ def tried(cell: Cell, out: Path, rates: Sequence[float]) -> dict[str, Any]:
     for rate in rates:
         path = out / f"tuning-{cell.name}-{rate:g}.json"
         if not path.exists():
+            # What an interrupted run left behind may be of another rate.
+            (out / "runs" / f"{cell.name}.child").unlink(missing_ok=True)
             child = begun(cell, out, deletion)
             try:
                 made, _, settings = forgotten(deletion, cell, child, {**cell.settings, "learning_rate": rate})
@@ -180,7 +182,7 @@ def tried(cell: Cell, out: Path, rates: Sequence[float]) -> dict[str, Any]:
             print(f"tried: {path.name} {figures} {os.times().user:.0f} s", file=sys.stderr, flush=True)
         found[rate] = json.loads(path.read_text())
     good = {r: abs(f["forget"] - f["never"]) for r, f in found.items() if "failed" not in f}
-    return {"best": min(good, key=lambda r: good[r]) if good else None, "tried": list(found.values())}
+    return min(good, key=lambda r: good[r]) if good else None
 
 
 def shortened(value: Any) -> Any:
