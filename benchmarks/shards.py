@@ -14,7 +14,6 @@ import argparse
 import dataclasses
 import hashlib
 import json
-import math
 import multiprocessing
 import os
 import shutil
@@ -135,6 +134,24 @@ def deletions(run: Any, seed: int) -> list[dict[str, float]]:
     return found
 
 
+def every(run: Any) -> float:
+    """The mean share of training anew over all authors, each alone: what the formula expects, for these places."""
+    import numpy as np
+
+    from sordino.records.store import load as load_split
+    from sordino.train.shard_plan import expected_share, place, read_manifest, read_stage, snapshot
+
+    manifest, shards = read_manifest(run), run.card.config["shards"]
+    units = {e.record.unit for e in load_split(run.records).training}
+    shape = (manifest.count, manifest.slices)
+    counts, tokens = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    for unit in units:
+        counts[place(manifest.key, unit, shards["count"], shards["slices"])] += 1
+    for cell in manifest.cells:
+        tokens[cell] = read_stage(snapshot(run, cell)).tokens
+    return expected_share(tokens, counts)
+
+
 def run(cell: Cell, out: Path) -> None:
     """Train one cell, ask it, delete from it, and keep the figures."""
     import torch
@@ -163,6 +180,7 @@ def run(cell: Cell, out: Path) -> None:
     }  # fmt: skip
     if cell.shards:
         result["ensemble"] = ensemble_loss(opened, config, folder / "ensemble")
+        result["every"] = every(opened)
         result["deletions"] = deletions(opened, cell.seed)
     keep(path, result)
     print(f"done: {cell.name}", file=sys.stderr, flush=True)
@@ -196,17 +214,18 @@ def tables(found: Mapping[tuple[int, int], Mapping[str, Any]], seeds: Sequence[i
             row[2:] = ["–", "–", "–"]
         lines.append("| " + " | ".join([*row, interval([c["untuned"] for c in cells.values()])]) + " |")
     lines += [
-        "", f"One author deleted ({DELETIONS} a run, each alone): share of training anew, by tokens, and seconds.", "",
-        "| shards × slices | formula | measured | of the formula | seconds of training | to drop | to rebuild |",
-        "|---|---|---|---|---|---|---|",
+        "", f"One author deleted: share of training anew, by tokens, in the mean over all authors, and of {DELETIONS} a",
+        "run that were deleted, each alone; and seconds.", "",
+        "| shards × slices | formula | all authors | of the formula | deleted | to train, s | to drop, s | to rebuild, s |",
+        "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for count in COUNTS[1:]:
         cells = [found[count, seed] for seed in seeds if (count, seed) in found]
         each = [d for cell in cells for d in cell["deletions"]]
         wanted = formula(count, SLICES)
-        mean = sum(d["share"] for d in each) / len(each) if each else math.nan
-        row = [f"{count} × {SLICES}", f"{wanted:.3f}", interval([d["share"] for d in each])]
-        row += [f"{mean / wanted:.2f} ×" if each else NOT_RUN, interval([c["training"]["seconds"] for c in cells], 1)]
+        means = [c["every"] for c in cells]
+        row = [f"{count} × {SLICES}", f"{wanted:.3f}", interval(means), interval([m / wanted for m in means], 2)]
+        row += [interval([d["share"] for d in each]), interval([c["training"]["seconds"] for c in cells], 1)]
         row += [interval([d["dropped"] for d in each], 2), interval([d["seconds"] for d in each], 1)]
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines) + "\n"
