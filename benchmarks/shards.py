@@ -214,9 +214,9 @@ def tables(found: Mapping[tuple[int, int], Mapping[str, Any]], seeds: Sequence[i
             row[2:] = ["–", "–", "–"]
         lines.append("| " + " | ".join([*row, interval([c["untuned"] for c in cells.values()])]) + " |")
     lines += [
-        "", f"One author deleted: share of training anew, by tokens, in the mean over all authors, and of {DELETIONS} a",
-        "run that were deleted, each alone; and seconds.", "",
-        "| shards × slices | formula | all authors | of the formula | deleted | to train, s | to drop, s | to rebuild, s |",
+        "", "One author deleted: share of training anew, by tokens, in the mean over all authors, and of",
+        f"{DELETIONS} a run that were deleted, each alone; and seconds to train, to drop and to rebuild.", "",
+        "| shards × slices | formula | all authors | of the formula | deleted | train | drop | rebuild |",
         "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for count in COUNTS[1:]:
