@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from sordino.config import ShardConfig
 from sordino.records import Example, Message, Record
 from sordino.train.shard_plan import (
     ShardManifest,
@@ -36,17 +35,16 @@ def example(unit, text="t", name=None):
 
 
 def test_places_are_uniform_follow_from_the_key_and_from_nothing_else():
-    config = ShardConfig(count=4, slices=3)
-    found = [place(KEY, f"u{i}", config) for i in range(6000)]
+    found = [place(KEY, f"u{i}", 4, 3) for i in range(6000)]
     counts = np.unique([s * 3 + r for s, r in found], return_counts=True)[1]
     assert len(counts) == 12
     assert chisquare(counts).pvalue > 1e-3
-    assert found != [place(new_key(), f"u{i}", config) for i in range(6000)]
+    assert found != [place(new_key(), f"u{i}", 4, 3) for i in range(6000)]
     some = [example(f"u{i % 40}", f"text {i}") for i in range(80)]
     cells, fewer = cells_of(some, manifest()), cells_of(some[7:], manifest())
     where = {some[i].record.id: cell for cell, at in cells.items() for i in at}
     assert {some[7:][i].record.id: cell for cell, at in fewer.items() for i in at}.items() <= where.items()
-    assert all(where[e.record.id] == place(KEY, e.record.unit, config) for e in some)
+    assert all(where[e.record.id] == place(KEY, e.record.unit, 4, 3) for e in some)
     assert sorted(i for at in cells.values() for i in at) == list(range(80))
 
 

@@ -1,6 +1,7 @@
 """Training in shards, and exact deletion: bit for bit what training on the rest alone would have given."""
 
 import dataclasses
+import json
 import shutil
 
 import numpy as np
@@ -21,7 +22,6 @@ from sordino.train.flow import create, fine_tune, plan_of, prepare, train_run
 from sordino.train.shard_merge import merged
 from sordino.train.shard_plan import (
     formula,
-    place,
     read_manifest,
     read_stage,
     shards_folder,
@@ -69,9 +69,9 @@ def run(trained, tmp_path):
 
 def unit_in(run, *, part, besides=()):
     """A unit that was trained on in slice `part` of any shard but `besides`, and its shard."""
-    manifest, config = read_manifest(run), deletion_of(run, []).config
+    manifest = read_manifest(run)
     for example in load_split(run.records).training:
-        cell = place(manifest.key, example.record.unit, config.shards)
+        cell = manifest.place(example)
         if cell[1] == part and cell[0] not in besides:
             return example.record.unit, cell[0]
     raise AssertionError("no unit there")
@@ -89,8 +89,8 @@ def anew(run, names, folder, base):
 
 
 def test_each_slice_is_seen_in_its_stage_alone(trained):
-    manifest, config = read_manifest(trained), deletion_of(trained, []).config
-    cells = [place(manifest.key, e.record.unit, config.shards) for e in load_split(trained.records).training]
+    manifest = read_manifest(trained)
+    cells = [manifest.place(e) for e in load_split(trained.records).training]
     tokens = 0
     for cell in manifest.cells:
         stage = read_stage(snapshot(trained, cell))
@@ -359,3 +359,17 @@ def test_a_dry_run_tells_of_shards(base, tmp_path):
 def test_what_shards_cannot_be_trained_with_is_refused(values, key):
     with pytest.raises(ConfigError, match=key):
         load(values={"data": {"path": "x"}, "shards": {"count": 2}, **values}, environment={})
+
+
+def test_flags_for_short(base, tmp_path, capsys):
+    from sordino.cli import _run
+
+    settings(tmp_path, base)  # writes the records
+    data, model = {"path": str(tmp_path / "data.csv")}, {"path": str(base), "device": "cpu"}
+    (tmp_path / "run.yaml").write_text(json.dumps({"data": data, "model": model, "split": {"candidates": 0}}))
+    words = ["train", str(tmp_path / "run.yaml"), "--dry-run", "--json"]
+    assert _run([*words, "--shards", "5", "--slices", "2", "--shards.combine", "ensemble"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["shards"], plan["slices"]) == (5, 2)
+    assert _run([*words, "--slices", "0"]) == 2
+    assert "shards.slices is 0" in capsys.readouterr().err

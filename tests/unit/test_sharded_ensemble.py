@@ -41,7 +41,7 @@ def test_the_mean_of_the_probabilities_answers(make_model, tmp_path, monkeypatch
     answers(config, run, run, (0, 1, 2))
     key = read_manifest(run).key
     name = load_split(run.records).training[0].record.unit
-    shard = place(key, name, config.shards)[0]
+    shard = place(key, name, 3, 2)[0]
     deletion = deletion_of(run, [name])
     child = child_of(deletion)
     drop(deletion, child)

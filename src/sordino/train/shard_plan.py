@@ -16,7 +16,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from sordino.config import ShardConfig
 from sordino.errors import RunError
 from sordino.evidence import digest_file
 from sordino.records import Example, content_digest
@@ -94,24 +93,27 @@ class ShardManifest:
         """Every shard and slice, in the order of training."""
         return ((shard, part) for shard in range(self.count) for part in range(self.slices))
 
+    def place(self, example: Example) -> Cell:
+        """The shard and the slice that `example` belongs to, by its unit."""
+        return place(self.key, example.record.unit, self.count, self.slices)
+
 
 def new_key() -> str:
     """A key that places units, as hex."""
     return secrets.token_hex(32)
 
 
-def place(key: str, unit: str, config: ShardConfig) -> Cell:
+def place(key: str, unit: str, count: int, slices: int) -> Cell:
     """The shard and the slice of `unit`: uniform, independent of all other units and of what its records say."""
     hashed = hashlib.blake2b(unit.encode(), digest_size=16, key=bytes.fromhex(key), person=b"sordino-shards").digest()
-    return int.from_bytes(hashed[:8]) % config.count, int.from_bytes(hashed[8:]) % config.slices
+    return int.from_bytes(hashed[:8]) % count, int.from_bytes(hashed[8:]) % slices
 
 
 def cells_of(examples: Sequence[Example], manifest: ShardManifest) -> dict[Cell, list[int]]:
     """The places in `examples` of what each shard and slice is trained on, in their order; empty cells are there."""
-    config = ShardConfig(count=manifest.count, slices=manifest.slices)
     found: dict[Cell, list[int]] = {cell: [] for cell in manifest.cells}
     for at, example in enumerate(examples):
-        found[place(manifest.key, example.record.unit, config)].append(at)
+        found[manifest.place(example)].append(at)
     return found
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from sordino.errors import UnlearningError
 from sordino.evidence import digest_file
-from sordino.run import Run, write_folder
+from sordino.run import Run
 from sordino.train.shard_merge import SETTINGS, WEIGHTS, merged
 from sordino.train.shard_plan import Cell, ShardManifest, Stage, read_stage, shards_folder, snapshot
+from sordino.train.swapping import swap_folder
 
 __all__ = ["check_last", "records_of", "refuse_lost", "shares", "stages", "write_weights"]
 
@@ -70,7 +71,7 @@ def write_weights(
     source = source or run
     weights = shares(counts if counts is not None else records_of(stages(source, manifest)))
     parts = {shard: snapshot(source, (shard, manifest.slices - 1)) for shard in weights}
-    with write_folder(run.weights) as folder:
+    with swap_folder(run.weights) as folder:
         tokenizer(folder)
         if not weights:
             _untuned(source, manifest, folder)

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from sordino.config import ShardConfig
 from sordino.errors import UnlearningError
 from sordino.records import Example
 from sordino.results import Cost
@@ -29,7 +28,6 @@ from sordino.train.shard_plan import (
     damaged,
     fingerprint,
     formula,
-    place,
     read_manifest,
     read_stage,
     shards_folder,
@@ -50,8 +48,7 @@ __all__ = ["drop", "expected", "rebuild", "seen", "shards"]
 
 def affected(manifest: ShardManifest, examples: Sequence[Example]) -> list[Cell]:
     """The shards and slices that were trained on `examples`, sorted."""
-    config = ShardConfig(count=manifest.count, slices=manifest.slices)
-    return sorted({place(manifest.key, example.record.unit, config) for example in examples})
+    return sorted({manifest.place(example) for example in examples})
 
 
 def seen(run: Run, examples: Sequence[Example]) -> list[Path]:
@@ -69,9 +66,8 @@ def expected(deletion: Deletion) -> float:
     """
     manifest = read_manifest(deletion.run)
     found = stages(deletion.run, manifest, whole=False)
-    config = ShardConfig(count=manifest.count, slices=manifest.slices)
     tokens = np.zeros((manifest.count, manifest.slices), dtype=np.int64)
-    gone = [place(manifest.key, example.record.unit, config) for example in deletion.forget]
+    gone = [manifest.place(example) for example in deletion.forget]
     for cell, stage in found.items():
         tokens[cell] = round(stage.tokens * (1 - gone.count(cell) / max(1, stage.count)))
     return share_of(tokens, set(gone))
