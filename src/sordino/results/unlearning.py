@@ -191,7 +191,8 @@ class Qualification:
     """A method, on a run, against training anew: each on simulated requests, several seeds of both.
 
     `unlearned`, `retrained` and `untouched` (nothing done) have the metrics of each seed, from which all else can be
-    computed again. Each request names `subjects` that were drawn by `generator`; `seeds` are those of the models.
+    computed again. Each seed has a request of its own, the same for all three, that names `subjects` drawn by
+    `generator`; `seeds` are those of the models.
     `weights` and `root` are the digests of the run's weights and of its manifest; `tokens` what all of it took.
     """
 

@@ -2,7 +2,7 @@
 
 Each seed has a request of its own, drawn from the subjects that were trained on and have asked for nothing: the method
 is carried out on it, the run is trained anew without it under another seed, and both are asked about the same records.
-What is compared is the metrics of seeds (`sordino.unlearn.verification.requalify`).
+What is compared is the metrics of both, seed by seed (`sordino.unlearn.verification.requalify`).
 """
 
 import dataclasses
@@ -255,7 +255,7 @@ def _maker(asked: _Asked, method: Method, deletion: Deletion, seed: int) -> Call
     """Carries out `method` under `seed`, in a folder; gives the run that comes of it, and the tokens it took."""
 
     def make(folder: Path) -> tuple[Run, int]:
-        begun = sorted(folder.glob("*/run.json"))
+        begun = [path for path in folder.glob("*/run.json") if not path.parent.is_symlink()]
         run = Run.open(begun[0].parent) if begun else create_child(deletion, method.name, folder)
         if method is asked.retrain:
             _seed(run, seed)
@@ -284,6 +284,10 @@ def _kept(asked: _Asked, deletion: Deletion, folder: Path, make: Callable[[Path]
         from sordino.unlearn.scoring import score
 
         folder.mkdir(mode=0o700, exist_ok=True)
+        # What comes of a run looks for it beside itself.
+        beside = folder / asked.run.path.name
+        if not beside.is_symlink():
+            beside.symlink_to(asked.run.path.resolve(), target_is_directory=True)
         run, tokens = make(folder)
         scores = score(run, deletion, generate=False, ticker=asked.ticker, folder=asked.work / "signals")
         write_atomic(path, encode(_Kept(metrics=seed_metrics(scores), tokens=tokens)), mode=0o600)

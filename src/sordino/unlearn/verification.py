@@ -240,13 +240,16 @@ def _source(found: Qualification, seeds: int) -> str:
 
 
 def _means(seeds: Sequence[Mapping[str, float]]) -> dict[str, Estimate]:
-    """The mean of each metric that all seeds have, with a t interval over seeds."""
+    """The mean of each metric that all seeds have, with a t interval over seeds, within what the metric can be."""
     names = [name for name in (seeds[0] if seeds else ()) if all(name in seed for seed in seeds)]
     made = {}
     for name in names:
         found = stats.mean_interval(np.array([seed[name] for seed in seeds]))
+        # Losses have no end, all else is a share; an interval without a value has no limits either.
+        most = found.high if found.value is None or name in ("loss", "utility") else min(1.0, found.high)
+        least = found.low if found.value is None else max(0.0, found.low)
         made[name] = Estimate(
-            value=found.value, low=found.low, high=found.high, n=found.n, method=f"{found.method} over seeds",
+            value=found.value, low=least, high=most, n=found.n, method=f"{found.method} over seeds",
             confidence=found.confidence, needs=found.needs,
         )  # fmt: skip
     return made
