@@ -171,6 +171,7 @@ def test_what_is_missing_is_never_a_pass(after):
     [
         ({"qualification": None}, "inconclusive", "No qualification"),
         ({"robustness": ()}, "inconclusive", "Robustness was not measured"),
+        ({"untried": {"int8": "There is no quantiser."}}, "inconclusive", "int8: There is no quantiser."),
         ({"qualification": qualification(count=4)}, "inconclusive", "ended as inconclusive"),
         ({"qualification": qualification(auc=0.9)}, "fail", "ended as fail"),
         (

@@ -170,7 +170,8 @@ class Verification:
     """What was found of one request: comparisons, rows with both controls, robustness, and the outcome of all.
 
     `shown` are the things that the `tier` has to show beside scores, and whether each was; `qualified` is the outcome
-    of the `qualification`, whose id is given.
+    of the `qualification`, whose id is given; `untried` says why some ways to bring back what was forgotten were not
+    tried.
     """
 
     request: str
@@ -179,6 +180,7 @@ class Verification:
     comparisons: tuple[Comparison, ...]
     rows: tuple[Row, ...]
     robustness: tuple[Robustness, ...] = ()
+    untried: Mapping[str, str] = field(default_factory=dict)
     qualification: str | None = None
     qualified: Outcome | None = None
     tier: Tier = "approximate"

@@ -47,12 +47,16 @@ SHOWN: Mapping[Tier, Mapping[str, str]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What is known of a deletion beside scores: its `tier`, which of `SHOWN` hold, and what else was tried."""
+    """What is known of a deletion beside scores: its `tier`, which of `SHOWN` hold, and what else was tried.
+
+    `untried` are attacks that were to be made and could not, and why: they are evidence for nothing.
+    """
 
     tier: Tier = "approximate"
     shown: Mapping[str, bool] = field(default_factory=dict)
     qualification: Qualification | None = None
     robustness: tuple[Robustness, ...] = ()
+    untried: Mapping[str, str] = field(default_factory=dict)
 
 
 Judged = tuple[Outcome, tuple[str, ...]]
@@ -74,6 +78,7 @@ def verify(
         comparisons=(),
         rows=cited,
         robustness=tuple(evidence.robustness),
+        untried=dict(evidence.untried),
         qualification=None if qualification is None else qualification.id,
         qualified=None if qualification is None else qualification.outcome,
         tier=evidence.tier,
@@ -208,6 +213,9 @@ def _robust(found: Verification) -> Judged:
     if back:
         said = "; ".join(f"{one.name}: {one.estimate}" for one in back)
         return "fail", (f"What was forgotten comes back beyond {found.margins.auc:g} of AUC ({said}).",)
+    if found.untried:
+        why = " ".join(f"{name}: {reason}" for name, reason in found.untried.items())
+        return "inconclusive", (f"Some robustness was not measured. {why}",)
     return "pass", ()
 
 
