@@ -162,6 +162,20 @@ class _Asked:
         """Where models lie until they were asked."""
         return self.home / self.id
 
+    @property
+    def apart(self) -> Run:
+        """The run where no ledger of deletions is beside it: it may have been replaced, and is asked all the same."""
+        self.work.mkdir(mode=0o700, exist_ok=True)
+        return Run(_linked(self.run, self.work))
+
+
+def _linked(run: Run, folder: Path) -> Path:
+    """`run` in `folder`: what comes of a run looks for it beside itself."""
+    path = folder / run.path.name
+    if not path.is_symlink():
+        path.symlink_to(run.path.resolve(), target_is_directory=True)
+    return path
+
 
 def _measured(asked: _Asked) -> Qualification:
     deletions = _requests(asked)
@@ -225,9 +239,8 @@ def _requests(asked: _Asked) -> list[Deletion]:
     if not path.exists():
         names, drawn = _drawable(asked), np.random.default_rng([asked.generator, len(asked.seeds)])
         made = _Drawn(requests=tuple(_drawn(asked, names, drawn) for _ in asked.seeds))
-        asked.work.mkdir(mode=0o700, exist_ok=True)
         write_atomic(path, encode(made), mode=0o600)
-    return [resolve(asked.run, request) for request in decode(path.read_bytes(), _Drawn, str(path)).requests]
+    return [resolve(asked.apart, request) for request in decode(path.read_bytes(), _Drawn, str(path)).requests]
 
 
 def _drawn(asked: _Asked, names: Sequence[str], drawn: np.random.Generator) -> DeletionRequest:
@@ -242,7 +255,7 @@ def _drawn(asked: _Asked, names: Sequence[str], drawn: np.random.Generator) -> D
             names=chosen, acknowledged=True,
         )  # fmt: skip
         try:
-            resolve(asked.run, request)
+            resolve(asked.apart, request)
         except UnlearningError as error:
             reason = error.message
         else:
@@ -284,10 +297,7 @@ def _kept(asked: _Asked, deletion: Deletion, folder: Path, make: Callable[[Path]
         from sordino.unlearn.scoring import score
 
         folder.mkdir(mode=0o700, exist_ok=True)
-        # What comes of a run looks for it beside itself.
-        beside = folder / asked.run.path.name
-        if not beside.is_symlink():
-            beside.symlink_to(asked.run.path.resolve(), target_is_directory=True)
+        _linked(asked.run, folder)
         run, tokens = make(folder)
         scores = score(run, deletion, generate=False, ticker=asked.ticker, folder=asked.work / "signals")
         write_atomic(path, encode(_Kept(metrics=seed_metrics(scores), tokens=tokens)), mode=0o600)
