@@ -172,7 +172,8 @@ class Verification:
     """What was found of one request: comparisons, rows with both controls, robustness, and the outcome of all.
 
     `shown` are the things that the `tier` has to show beside scores, and whether each was; `qualified` is the outcome
-    of the `qualification`, whose id is given.
+    of the `qualification`, whose id is given; `untried` says why some ways to bring back what was forgotten were not
+    tried.
     """
 
     request: str
@@ -181,6 +182,7 @@ class Verification:
     comparisons: tuple[Comparison, ...]
     rows: tuple[Row, ...]
     robustness: tuple[Robustness, ...] = ()
+    untried: Mapping[str, str] = field(default_factory=dict)
     qualification: str | None = None
     qualified: Outcome | None = None
     tier: Tier = "approximate"
@@ -193,7 +195,8 @@ class Qualification:
     """A method, on a run, against training anew: each on simulated requests, several seeds of both.
 
     `unlearned`, `retrained` and `untouched` (nothing done) have the metrics of each seed, from which all else can be
-    computed again. Each request names `subjects` that were drawn by `generator`; `seeds` are those of the models.
+    computed again. Each seed has a request of its own, the same for all three, that names `subjects` drawn by
+    `generator`; `seeds` are those of the models.
     `weights` and `root` are the digests of the run's weights and of its manifest; `tokens` what all of it took.
     """
 

@@ -96,13 +96,12 @@ def smallest_margin(error: float, df: float, power: float = POWER, alpha: float 
     check_fraction("power", power)
     if error == 0:
         return 0.0
-    low, high = 0.0, error
+    from scipy.optimize import brentq
+
+    high = error
     while tost_power(high, error, df, alpha, side) < power:
-        low, high = high, 2 * high
-    while high - low > 1e-10 * high:
-        middle = (low + high) / 2
-        low, high = (low, middle) if tost_power(middle, error, df, alpha, side) >= power else (middle, high)
-    return high
+        high *= 2
+    return float(brentq(lambda margin: tost_power(margin, error, df, alpha, side) - power, 1e-9 * error, high))
 
 
 def observations_for(

@@ -161,9 +161,10 @@ def seed_metrics(scores: Scores) -> dict[str, float]:
 def compare_models(
     unlearned: Sequence[Mapping[str, float]], retrained: Sequence[Mapping[str, float]], margins: Margins
 ) -> tuple[Comparison, ...]:
-    """Metrics of unlearned models against those of retrained ones, one observation a seed (Welch); see `Qualification`.
+    """Metrics of unlearned models against those of retrained ones, seed by seed; see `Qualification`.
 
-    The margin of utility is a share of the retrained models' mean.
+    Both models of a seed have the same simulated request, so they are paired: what makes one request harder than
+    another is in both, and requests differ more than seeds. The margin of utility is a share of the retrained mean.
     """
     asked = [name for name in _SEED_DEFINITIONS if name != "rouge_l" or any(name in seed for seed in retrained)]
     return tuple(_compared_seeds(name, unlearned, retrained, margins) for name in asked)
@@ -172,14 +173,14 @@ def compare_models(
 def _compared_seeds(
     name: str, unlearned: Sequence[Mapping[str, float]], retrained: Sequence[Mapping[str, float]], margins: Margins
 ) -> Comparison:
-    definition = f"{_SEED_DEFINITIONS[name]}: unlearned less retrained seeds"
+    definition = f"{_SEED_DEFINITIONS[name]}: unlearned less retrained model of the same request"
     margin = float(getattr(margins, {"auc_calibrated": "auc"}.get(name, name)))
-    first, second = ([seed.get(name, math.nan) for seed in seeds] for seeds in (unlearned, retrained))
-    if not first or not second or not np.isfinite([*first, *second]).all():
+    first, second = (np.array([seed.get(name, math.nan) for seed in seeds]) for seeds in (unlearned, retrained))
+    if not first.size or first.size != second.size or not np.isfinite([first, second]).all():
         return _missing(name, definition, margin, "a seed has no such figure")
     side: stats.Side = "above" if name == "utility" else "both"
-    margin = margin * float(np.mean(second)) if name == "utility" else margin
+    margin = margin * float(second.mean()) if name == "utility" else margin
     if not margin > 0:
         return _missing(name, definition, margin, "the retrained models' loss on validation records is 0")
-    found = stats.welch_tost(first, second, margin, alpha=margins.alpha, side=side)
+    found = stats.paired_tost(first - second, margin, alpha=margins.alpha, side=side)
     return _compared(name, definition, found, margins, side)

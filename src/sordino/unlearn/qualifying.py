@@ -2,7 +2,7 @@
 
 Each seed has a request of its own, drawn from the subjects that were trained on and have asked for nothing: the method
 is carried out on it, the run is trained anew without it under another seed, and both are asked about the same records.
-What is compared is the metrics of seeds (`sordino.unlearn.verification.requalify`).
+What is compared is the metrics of both, seed by seed (`sordino.unlearn.verification.requalify`).
 """
 
 import dataclasses
@@ -162,6 +162,20 @@ class _Asked:
         """Where models lie until they were asked."""
         return self.home / self.id
 
+    @property
+    def apart(self) -> Run:
+        """The run where no ledger of deletions is beside it: it may have been replaced, and is asked all the same."""
+        self.work.mkdir(mode=0o700, exist_ok=True)
+        return Run(_linked(self.run, self.work))
+
+
+def _linked(run: Run, folder: Path) -> Path:
+    """`run` in `folder`: what comes of a run looks for it beside itself."""
+    path = folder / run.path.name
+    if not path.is_symlink():
+        path.symlink_to(run.path.resolve(), target_is_directory=True)
+    return path
+
 
 def _measured(asked: _Asked) -> Qualification:
     deletions = _requests(asked)
@@ -225,9 +239,8 @@ def _requests(asked: _Asked) -> list[Deletion]:
     if not path.exists():
         names, drawn = _drawable(asked), np.random.default_rng([asked.generator, len(asked.seeds)])
         made = _Drawn(requests=tuple(_drawn(asked, names, drawn) for _ in asked.seeds))
-        asked.work.mkdir(mode=0o700, exist_ok=True)
         write_atomic(path, encode(made), mode=0o600)
-    return [resolve(asked.run, request) for request in decode(path.read_bytes(), _Drawn, str(path)).requests]
+    return [resolve(asked.apart, request) for request in decode(path.read_bytes(), _Drawn, str(path)).requests]
 
 
 def _drawn(asked: _Asked, names: Sequence[str], drawn: np.random.Generator) -> DeletionRequest:
@@ -242,7 +255,7 @@ def _drawn(asked: _Asked, names: Sequence[str], drawn: np.random.Generator) -> D
             names=chosen, acknowledged=True,
         )  # fmt: skip
         try:
-            resolve(asked.run, request)
+            resolve(asked.apart, request)
         except UnlearningError as error:
             reason = error.message
         else:
@@ -255,7 +268,7 @@ def _maker(asked: _Asked, method: Method, deletion: Deletion, seed: int) -> Call
     """Carries out `method` under `seed`, in a folder; gives the run that comes of it, and the tokens it took."""
 
     def make(folder: Path) -> tuple[Run, int]:
-        begun = sorted(folder.glob("*/run.json"))
+        begun = [path for path in folder.glob("*/run.json") if not path.parent.is_symlink()]
         run = Run.open(begun[0].parent) if begun else create_child(deletion, method.name, folder)
         if method is asked.retrain:
             _seed(run, seed)
@@ -284,6 +297,7 @@ def _kept(asked: _Asked, deletion: Deletion, folder: Path, make: Callable[[Path]
         from sordino.unlearn.scoring import score
 
         folder.mkdir(mode=0o700, exist_ok=True)
+        _linked(asked.run, folder)
         run, tokens = make(folder)
         scores = score(run, deletion, generate=False, ticker=asked.ticker, folder=asked.work / "signals")
         write_atomic(path, encode(_Kept(metrics=seed_metrics(scores), tokens=tokens)), mode=0o600)

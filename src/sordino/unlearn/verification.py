@@ -47,12 +47,16 @@ SHOWN: Mapping[Tier, Mapping[str, str]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What is known of a deletion beside scores: its `tier`, which of `SHOWN` hold, and what else was tried."""
+    """What is known of a deletion beside scores: its `tier`, which of `SHOWN` hold, and what else was tried.
+
+    `untried` are attacks that were to be made and could not, and why: they are evidence for nothing.
+    """
 
     tier: Tier = "approximate"
     shown: Mapping[str, bool] = field(default_factory=dict)
     qualification: Qualification | None = None
     robustness: tuple[Robustness, ...] = ()
+    untried: Mapping[str, str] = field(default_factory=dict)
 
 
 Judged = tuple[Outcome, tuple[str, ...]]
@@ -74,6 +78,7 @@ def verify(
         comparisons=(),
         rows=cited,
         robustness=tuple(evidence.robustness),
+        untried=dict(evidence.untried),
         qualification=None if qualification is None else qualification.id,
         qualified=None if qualification is None else qualification.outcome,
         tier=evidence.tier,
@@ -208,6 +213,9 @@ def _robust(found: Verification) -> Judged:
     if back:
         said = "; ".join(f"{one.name}: {one.estimate}" for one in back)
         return "fail", (f"What was forgotten comes back beyond {found.margins.auc:g} of AUC ({said}).",)
+    if found.untried:
+        why = " ".join(f"{name}: {reason}" for name, reason in found.untried.items())
+        return "inconclusive", (f"Some robustness was not measured. {why}",)
     return "pass", ()
 
 
@@ -240,13 +248,16 @@ def _source(found: Qualification, seeds: int) -> str:
 
 
 def _means(seeds: Sequence[Mapping[str, float]]) -> dict[str, Estimate]:
-    """The mean of each metric that all seeds have, with a t interval over seeds."""
+    """The mean of each metric that all seeds have, with a t interval over seeds, within what the metric can be."""
     names = [name for name in (seeds[0] if seeds else ()) if all(name in seed for seed in seeds)]
     made = {}
     for name in names:
         found = stats.mean_interval(np.array([seed[name] for seed in seeds]))
+        # Losses have no end, all else is a share; an interval without a value has no limits either.
+        most = found.high if found.value is None or name in ("loss", "utility") else min(1.0, found.high)
+        least = found.low if found.value is None else max(0.0, found.low)
         made[name] = Estimate(
-            value=found.value, low=found.low, high=found.high, n=found.n, method=f"{found.method} over seeds",
+            value=found.value, low=least, high=most, n=found.n, method=f"{found.method} over seeds",
             confidence=found.confidence, needs=found.needs,
         )  # fmt: skip
     return made
