@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 from forgetting_fixtures import child_of, deletion_of, forgotten, learned
 
@@ -42,10 +43,11 @@ def test_settings_are_found_that_forget_and_keep(deletion):
     child, said = child_of(deletion, "grad_diff", **FAST), []
     found = search(deletion, dataclasses.replace(child, say=said.append), "grad_diff", 7, GRID)
     trials = read_trials(child.run)
-    # The published settings come first; no two are the same; nothing else is left to try.
+    # The published settings come first; no two are the same; the second half is between what was drawn.
     assert len(trials) == 7 and trials[0].settings["learning_rate"] == 1e-5
     tried = [(t.settings["learning_rate"], t.settings["epochs"]) for t in trials]
-    assert set(tried[1:]) == {(r, n) for r in GRID["learning_rate"] for n in GRID["epochs"]}
+    assert len(set(tried)) == 7 and set(tried[1:4]) < {(r, n) for r in GRID["learning_rate"] for n in GRID["epochs"]}
+    assert not {r for r, _ in tried[4:]} & set(GRID["learning_rate"])
     assert all(t.settings["batch_size"] == 4 for t in trials)
     kept = [t for t in trials if t.score is not None and t.utility <= 1.1]
     best = min(kept, key=lambda t: abs(t.forget - t.never))
@@ -154,6 +156,22 @@ def test_a_trial_sees_half_and_says_how_it_failed(deletion, monkeypatch):
     monkeypatch.setattr(searching, "named", lambda name: dataclasses.replace(named(name), run=full))
     with pytest.raises(TrainingError, match="disk is full"):
         search(deletion, child, "npo", 3, GRID)
+    forgotten(child)
+
+
+@pytest.mark.parametrize("wanted", [3e-4, 2e-3])
+def test_the_learning_rate_is_closed_in_on(deletion, monkeypatch, wanted):
+    """A model whose loss rises with the rate; what is too high costs utility as well."""
+
+    def fake(part, child, of, settings, number):
+        loss = 3 + np.log10(settings["learning_rate"] / wanted)
+        made = {"forget": float(loss), "never": 3.0, "utility": 1 + max(0.0, float(loss) - 3.2)}
+        return searching.Trial(settings=settings, cost=Cost(seconds=1.0, tokens=1), **made)
+
+    monkeypatch.setattr(searching, "_tried", fake)
+    child = child_of(deletion, "npo")
+    found = search(deletion, child, "npo", 12, {"learning_rate": (1e-5, 1e-4, 1e-3, 1e-2)})
+    assert found.settings["learning_rate"] == pytest.approx(wanted, rel=0.1)
     forgotten(child)
 
 

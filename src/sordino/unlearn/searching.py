@@ -62,8 +62,9 @@ def search(
 
     A trial is a whole unlearning with half of the held-out and half of the validation records. The best is that
     whose loss on what is to be forgotten comes closest to that on held-out records, while the validation loss stays
-    within the tolerance. Settings that are no longer the method's defaults are not searched. Trials are kept in the
-    child's private folder, and those that were made are not made again.
+    within the tolerance. The first half of the trials is drawn from the `grid`, the others are near the best, with a
+    learning rate that was not tried. Settings that are no longer the method's defaults are not searched. Trials are
+    kept in the child's private folder, and those that were made are not made again.
 
     Raises `UnlearningError` where no trial keeps the utility, or nothing is held out, and whatever else no settings
     would change.
@@ -80,14 +81,17 @@ def search(
     seen = dataclasses.replace(deletion, never=half, validation=watched)
     trials = read_trials(child.run)
     planned = _planned(chosen, settings, grid, budget, child.seed)
-    advance = child.ticker("search", len(planned))
-    for number, tried in enumerate(planned):
+    near = "learning_rate" in _free(chosen, settings, grid)
+    count = budget if near else len(planned)
+    advance = child.ticker("search", count)
+    for number in range(count):
         if number >= len(trials):
-            trials.append(_tried(seen, child, chosen, tried, number))
+            tried = _nearer(trials, settings, number, -(-budget // 2)) if near else None
+            trials.append(_tried(seen, child, chosen, tried or planned[number % len(planned)], number))
             write_trials(child.run, trials)
         advance(1)
-    best = _best(trials[: len(planned)], settings.get("tolerance"))
-    child.say(f"best of {len(planned)} trials: {_words(best)}")
+    best = _best(trials[:count], settings.get("tolerance"))
+    child.say(f"best of {count} trials: {_words(best)}")
     return dataclasses.replace(child, settings=dict(best.settings))
 
 
@@ -95,12 +99,37 @@ def _planned(
     method: Method, settings: Mapping[str, Any], grid: Mapping[str, Sequence[Any]], budget: int, seed: int
 ) -> list[dict[str, Any]]:
     """The settings to be tried: those given, then others in an order drawn by the generator."""
-    free = [name for name in grid if name in method.defaults and settings[name] == method.defaults[name]]
+    free = _free(method, settings, grid)
     made = [dict(settings)]
     made += [{**settings, **dict(zip(free, v, strict=True))} for v in itertools.product(*(grid[n] for n in free))]
     rest = [m for i, m in enumerate(made) if m not in made[:i]][1:]
     order = np.random.default_rng([seed, Streams.TRIALS]).permutation(len(rest)).tolist()
     return [made[0], *(rest[i] for i in order)][:budget]
+
+
+def _free(method: Method, settings: Mapping[str, Any], grid: Mapping[str, Sequence[Any]]) -> list[str]:
+    """What is searched: settings that are still the method's defaults."""
+    return [name for name in grid if name in method.defaults and settings[name] == method.defaults[name]]
+
+
+def _nearer(trials: Sequence[Trial], settings: Mapping[str, Any], number: int, drawn: int) -> dict[str, Any] | None:
+    """The best trial so far with a higher or lower learning rate, in steps that halve; None while trials are drawn.
+
+    It is lower where too much was forgotten, or utility was lost; higher where too little was forgotten.
+    """
+    scored = [t for t in trials if t.score is not None and math.isfinite(t.score) and t.utility is not None]
+    if number < drawn or not scored:
+        return None
+    limit = _limit(settings.get("tolerance"))
+    best = min(scored, key=lambda t: (float(t.utility or 0) > limit, float(t.score or 0)))
+    lower = float(best.utility or 0) > limit or float(best.forget or 0) > float(best.never or 0)
+    step = 3.0 ** (0.5 ** (1 + number - drawn))
+    rate = best.settings["learning_rate"]
+    return {**best.settings, "learning_rate": float(f"{rate / step if lower else rate * step:.3g}")}
+
+
+def _limit(tolerance: float | None) -> float:
+    return 1 + (_TOLERANCE if tolerance is None else tolerance)
 
 
 def _tried(deletion: Deletion, child: Child, method: Method, settings: dict[str, Any], number: int) -> Trial:
@@ -168,7 +197,7 @@ def _sequences(examples: Sequence[Example], serializer: Serializer) -> list[Toke
 
 
 def _best(trials: Sequence[Trial], tolerance: float | None) -> Trial:
-    limit = 1 + (_TOLERANCE if tolerance is None else tolerance)
+    limit = _limit(tolerance)
     good = [
         t for t in trials
         if t.score is not None and math.isfinite(t.score) and t.utility is not None and t.utility <= limit
