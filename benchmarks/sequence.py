@@ -181,12 +181,11 @@ def retrained(
     cell: Cell, config: Any, state: Mapping[str, Any], units: Sequence[str], folder: Path, asked: tuple[Any, Any]
 ) -> dict[str, Any]:
     """The control: a training anew, in one piece or in shards as before, on what is left at the end."""
-    from sordino.unlearn.requests import new_request, resolve
-
     from sordino.records.store import load as load_split
     from sordino.run import Run
     from sordino.unlearn.base import Child, create_child, finish_child
     from sordino.unlearn.methods import discover
+    from sordino.unlearn.requests import new_request, resolve
 
     start = Run.open(state["first"])
     request = new_request(start, "subject", units, acknowledged=True)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from sordino.unlearn.requests import new_request, resolve
 from unlearn_fixtures import tuned_run
 
 from sordino.config import load
@@ -26,6 +25,7 @@ from sordino.unlearn.methods.do_nothing import do_nothing
 from sordino.unlearn.methods.dp import dp
 from sordino.unlearn.methods.retrain import retrain
 from sordino.unlearn.qualifying import fitting, qualifications, qualify
+from sordino.unlearn.requests import new_request, resolve
 from sordino.unlearn.verification import requalify
 
 WORDS = ("amber", "basil", "cedar", "delta", "ember", "fjord", "grove", "hazel", "inlet", "juniper", "kelp", "larch")
@@ -275,7 +275,6 @@ def test_a_qualification_goes_on_where_it_was_stopped(run, counted):
 
 def test_those_who_asked_are_never_drawn(run, counted, monkeypatch):
     from sordino.deletions import Deletions
-
     from sordino.unlearn import qualifying
 
     real = [e.record.unit for e in load_split(run.records).training][-3:]

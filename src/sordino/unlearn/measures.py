@@ -59,7 +59,12 @@ def mean_of(scores: Scores, of: Set, column: str) -> Estimate:
     """
     columns: Columns = getattr(scores, of)
     values = probability(_column(columns, of, "loss")) if column == "probability" else _column(columns, of, column)
-    return _estimate(stats.mean_interval(values, _column(columns, of, "subject")))
+    subject = _column(columns, of, "subject")
+    if len(np.unique(subject)) == 1:
+        # The mean is known; how far that of another subject would be from it is not.
+        method = f"one subject of {values.size} records: no spread between subjects is seen"
+        return Estimate(value=float(values.mean()), low=-UNBOUNDED, high=UNBOUNDED, n=1, method=method, needs=2)
+    return _estimate(stats.mean_interval(values, subject))
 
 
 def attack_scores(columns: Columns, of: Set, attack: Attack = "loss") -> Float[np.ndarray, " records"]:

@@ -99,11 +99,18 @@ def facts_of(child: Run, tier: Tier) -> dict[str, Any]:
         found = {"shards": shards["count"], "slices": shards["slices"], "rebuilt": shards.get("dropped")}
         return {**found, "threads": shards.get("threads"), "bit_identical": shards.get("bit_identical")}
     if tier == "exact":
-        return {"threads": int(child.card.environment["threads"])}
+        return {"threads": int(child.card.environment["threads"]), "bit_identical": _on_cpu(child)}
     if tier == "dp":
         guarantee = told.get("guarantee", {})
-        return {name: guarantee.get(name) for name in ("epsilon", "delta", "units", "spent", "capacity")}
+        return {name: guarantee.get(name) for name in ("epsilon", "delta", "units", "spent", "capacity", "relation")}
     return {}
+
+
+def _on_cpu(child: Run) -> bool:
+    from sordino.config import recorded
+    from sordino.model import pick_device
+
+    return pick_device(recorded(child.card.config, str(child.path / "run.json")).model.device).type == "cpu"
 
 
 def shown_by(transaction: "Transaction", proofs: Proofs) -> dict[str, bool]:
@@ -132,16 +139,19 @@ def verified(transaction: "Transaction", named: str | None, *, robustness: bool)
     proofs = proofs_of(transaction)
     before, after = transaction.scores("before"), transaction.scores("after")
     tried: tuple[Robustness, ...] = ()
+    untried: Mapping[str, str] = {}
     if robustness:
         deletion = evaluated(transaction.resolved(), child, plan)
         folder = transaction.folder / "robustness"
-        tried = measure(child, deletion, folder, say=transaction.say, ticker=transaction.ticker).found
+        attacked = measure(child, deletion, folder, say=transaction.say, ticker=transaction.ticker)
+        tried, untried = attacked.found, attacked.missing
     settings = child.card.unlearning["settings"]
     evidence = Evidence(
         tier=plan.tier,
         shown=shown_by(transaction, proofs),
         qualification=fitting(transaction.run, plan.method, settings, named),
         robustness=tried,
+        untried=untried,
     )
     return verify(transaction.request, before, after, evidence)
 
@@ -215,9 +225,12 @@ def certified(transaction: "Transaction", key: Path, *, issuer: str, purge: bool
         issuer=issuer,
     )
     found = holdings(transaction.run, transaction.request)
+    made = issue(dataclasses.replace(parts, purge=listed(found)), signing)
     if purge:
+        # What would not hold is refused before anything is removed.
         found = remove(transaction.run, transaction.request, found)
-    path = write(issue(dataclasses.replace(parts, purge=listed(found)), signing), transaction.folder)
+        made = issue(dataclasses.replace(parts, purge=listed(found)), signing)
+    path = write(made, transaction.folder)
     transaction.deletions.advance(transaction.request.id, "certified", certificate=digest(path.read_bytes()))
     return path
 

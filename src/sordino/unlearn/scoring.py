@@ -24,11 +24,16 @@ from sordino.unlearn.base import Deletion, Ticker
 from sordino.unlearn.measures import SETS
 from sordino.unlearn.metrics import exact_memorisation, extraction_strength
 
-__all__ = ["LIMIT", "columns_of", "sampled", "score", "scores_folder"]
+__all__ = ["LEAST", "LIMIT", "columns_of", "sampled", "score", "scores_folder"]
 
-LIMIT = 400
-"""Records at most of each set but for those to forget."""
+LEAST, LIMIT = 120, 400
+"""Of each set but that to forget, as many records are scored as that has, but no fewer and no more than these.
 
+So a verification costs about a twentieth of three epochs of training, and more where more is to be shown.
+"""
+
+# Writing takes most of the time; usefulness is judged by losses.
+_ANSWERED = ("forget", "never")
 # Part of every key: figures of another definition are not found again.
 _DEFINITION = "scores/1"
 
@@ -38,15 +43,16 @@ def score(
     deletion: Deletion,
     *,
     generate: bool = True,
-    limit: int = LIMIT,
+    limit: int | None = None,
     ticker: Ticker = lambda name, total: lambda done: None,
     folder: Path | None = None,
 ) -> Scores:
     """What the model in `run` says of the records of `deletion`; `run` is the one it is of, or one that came of it.
 
-    Of retained, never-trained and validation records at most `limit` each, the same for every model (`sampled`). With
-    `generate`, "rouge_l" is ROUGE-L recall of the greedy answer, of at most 128 tokens; of plain text that of the
-    second half after the first. Records of which nothing is scored are left out, but not of those to forget. Figures
+    Of retained, never-trained and validation records at most `limit` each, the same for every model (`sampled`; None:
+    as many as are to be forgotten, within bounds). With `generate`, "rouge_l" of those to forget and of those never
+    trained on is ROUGE-L recall of the greedy answer, of at most 128 tokens; of plain text that of the second half
+    after the first. Records of which nothing is scored are left out, but not of those to forget. Figures
     are kept in `folder`, by default that of the request (`scores_folder`).
 
     Raises `UnlearningError` for a classifier, or where nothing of a record to forget is scored, and `RunError` where
@@ -62,7 +68,11 @@ def score(
     found: dict[str, Columns] = {}
     for name, examples in sets.items():
         subject = np.array([number[e.record.unit] for e in examples])
-        rows = {"subject": subject, **_figures(collector, examples, generate=generate)} if examples else {}
+        rows = (
+            {"subject": subject, **_figures(collector, examples, generate=generate and name in _ANSWERED)}
+            if examples
+            else {}
+        )
         found[name] = {column: tuple(float(v) for v in values) for column, values in rows.items()}
     return Scores(
         model=str(run.card.model["weights"]), forget=found["forget"], never=found["never"], retain=found["retain"],
@@ -83,12 +93,14 @@ def _private(folder: Path) -> Path:
     return folder
 
 
-def sampled(deletion: Deletion, limit: int = LIMIT) -> dict[str, list[Example]]:
+def sampled(deletion: Deletion, limit: int | None = None) -> dict[str, list[Example]]:
     """The records that are scored, by set: all to forget, of the others at most `limit` each, and no canaries.
 
     Drawn by NumPy's default generator from a digest of the request's id and the name of the set, in the order of the
     file: whoever has the request draws the same.
     """
+    if limit is None:
+        limit = min(LIMIT, max(LEAST, len(deletion.forget)))
     found: dict[str, list[Example]] = {}
     for name in SETS:
         examples = [e for e in getattr(deletion, name) if e.role != "canary"]
