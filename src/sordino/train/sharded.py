@@ -140,7 +140,15 @@ class Shards:
                 told = _after(told, stage)
                 self.run.event("shard", shard=cell[0], slice=cell[1], tokens=stage.tokens, seconds=stage.seconds)
             stages[cell] = stage
+            # Checkpoints are of no use once the snapshot is there, and hold what a purge would have to find. So does
+            # what a killed process left half written.
+            for leftover in (self._nested(cell).path, *snapshot(self.run, cell).parent.glob(".slice-*")):
+                shutil.rmtree(leftover, ignore_errors=True)
         return stages
+
+    def _nested(self, cell: Cell) -> Run:
+        """The run of one stage, for as long as it lasts."""
+        return Run(snapshot(self.run, cell).with_name(f"stage-{cell[1]:02d}"))
 
     def _steps(self) -> int:
         """How many optimizer steps the stages take that are not there."""
@@ -159,7 +167,7 @@ class Shards:
         folder = snapshot(self.run, cell)
         shard, part = cell
         _put(self.model, shards_folder(self.run) / "fresh" if part == 0 else snapshot(self.run, (shard, part - 1)))
-        progress, nested = Progress(), Run(folder.with_name(f"stage-{part:02d}"))
+        progress, nested = Progress(), self._nested(cell)
         if self.sequences[cell]:
             nested.private.mkdir(mode=0o700, parents=True, exist_ok=True)
             seed = stage_seed(self.manifest.seed, cell)
@@ -179,8 +187,6 @@ class Shards:
                 weights=weights,
             )
             write_stage(made, stage)
-        # Checkpoints of a stage are of no use once its snapshot is there, and hold what a purge would have to find.
-        shutil.rmtree(nested.path, ignore_errors=True)
         return stage
 
 

@@ -119,8 +119,6 @@ def rebuild(deletion: Deletion, child: Child) -> Cost:
     if {cell: stage.records for cell, stage in found.items()} != wanted:
         raise UnlearningError("A shard was not trained on what stays.", "Delete the child's folder and run it again.")
     write_weights(child.run, manifest, _tokenizer_of(deletion.run), counts=records_of(found))
-    for leftover in shards_folder(child.run).glob("*/stage-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
     tokens = sum(found[cell].tokens for cell in again)
     units = len({example.record.unit for example in deletion.forget})
     _noted(child, manifest, retrained=len(again), threads=int(manifest.environment["threads"]), **_exactness(manifest))
