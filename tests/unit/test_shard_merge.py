@@ -52,7 +52,7 @@ def test_peft_reads_it_as_the_mean(make_model, tmp_path, shape, variant):
     from sordino.config import MethodConfig
     from sordino.model import attach
     from sordino.model.loading import quiet
-    from sordino.train.sharded import save_adapter
+    from sordino.train.shard_adapters import save_adapter
 
     method = MethodConfig(rank=4, alpha=8.0, variant=variant)
     torch.manual_seed(0)

@@ -21,6 +21,7 @@ from sordino.train import sharded
 from sordino.train.flow import create, fine_tune, plan_of, prepare, train_run
 from sordino.train.shard_merge import merged
 from sordino.train.shard_plan import (
+    expected_share,
     formula,
     read_manifest,
     read_stage,
@@ -167,6 +168,31 @@ def test_the_rebuilt_shards_are_those_of_training_anew(run, tmp_path, base, kill
     assert cost.formula == formula(3, 2, 2)
     said = child.run.card.unlearning["shards"]
     assert (said["bit_identical"], said["differs"], said["threads"], said["retrained"]) == (True, [], 1, 3)
+
+
+def test_a_child_that_is_trained_anew_places_units_as_its_parent_does(run):
+    """With the method retrain, that is: the control of this one."""
+    deletion = deletion_of(run, [unit_in(run, part=0)[0]])
+    rebuilt, again = child_of(deletion), child_of(deletion)
+    method.shards.run(deletion, rebuilt)
+    again.run.write_card(dataclasses.replace(again.run.card, status="prepared"))
+    train_run(again.run)
+    assert same(snapshots(again.run), snapshots(rebuilt.run))
+    assert weights_digest(again.run.weights) == weights_digest(rebuilt.run.weights)
+
+
+def test_the_expected_share_is_that_of_every_record_deleted_alone(trained):
+    manifest = read_manifest(trained)
+    stages = {cell: read_stage(snapshot(trained, cell)) for cell in manifest.cells}
+    total, shares = sum(stage.tokens for stage in stages.values()), []
+    for example in load_split(trained.records).training:
+        shard, part = manifest.place(example)
+        shares.append(sum(s.tokens for (other, at), s in stages.items() if other == shard and at >= part) / total)
+    tokens, counts = (
+        np.array([[getattr(stages[s, r], name) for r in range(2)] for s in range(3)]) for name in ("tokens", "count")
+    )
+    assert expected_share(tokens, counts) == pytest.approx(np.mean(shares))
+    assert np.mean(shares) == pytest.approx(formula(3, 2), rel=0.3), "so few units fall unevenly"
 
 
 def test_what_saw_the_records_cannot_be_reached_from_the_child(run):

@@ -5,29 +5,25 @@ by `train.loop`, with an optimizer and a seed of its own, so that a shard which 
 the weights that it would have had from the beginning, bit for bit, on a CPU with as many threads.
 """
 
-import json
 import platform
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import msgspec
 import torch
 
 from sordino.config import RunConfig, ShardConfig
-from sordino.errors import ConfigError, RunError, TrainingError
-from sordino.evidence import digest_file
+from sordino.errors import TrainingError
 from sordino.model import Model
 from sordino.records import Example
 from sordino.run import Run, write_folder
 from sordino.serialize import Tokens
 from sordino.train.loop import train, validation_loss
 from sordino.train.progress import Monitor, Progress
-from sordino.train.shard_merge import SETTINGS, WEIGHTS
+from sordino.train.shard_adapters import begun, check_base, put, save_adapter
 from sordino.train.shard_plan import (
     Cell,
     ShardManifest,
@@ -46,7 +42,7 @@ from sordino.train.shard_plan import (
 )
 from sordino.train.shard_weights import write_weights
 
-__all__ = ["Sequences", "Shards", "begun", "check_base", "environment", "pinned", "train_shards"]
+__all__ = ["Sequences", "Shards", "environment", "pinned", "train_shards"]
 
 Say = Callable[[str], None]
 
@@ -70,13 +66,6 @@ def pinned(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def check_base(model: Model) -> None:
-    """Raise `ConfigError` where the base is quantised: its kernels promise no bits, and it is no whole base."""
-    if getattr(model.module.config, "quantization_config", None) is not None:
-        message = f"The model {model.config.path} is quantised, and shards is set."
-        raise ConfigError(message, "Use its weights as they were before, or leave shards out.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +129,15 @@ class Shards:
                 told = _after(told, stage)
                 self.run.event("shard", shard=cell[0], slice=cell[1], tokens=stage.tokens, seconds=stage.seconds)
             stages[cell] = stage
+            # Checkpoints are of no use once the snapshot is there, and hold what a purge would have to find. So does
+            # what a killed process left half written.
+            for leftover in (self._nested(cell).path, *snapshot(self.run, cell).parent.glob(".slice-*")):
+                shutil.rmtree(leftover, ignore_errors=True)
         return stages
+
+    def _nested(self, cell: Cell) -> Run:
+        """The run of one stage, for as long as it lasts."""
+        return Run(snapshot(self.run, cell).with_name(f"stage-{cell[1]:02d}"))
 
     def _steps(self) -> int:
         """How many optimizer steps the stages take that are not there."""
@@ -158,8 +155,8 @@ class Shards:
         """Train one slice from the snapshot before it, and keep the adapter as it is then."""
         folder = snapshot(self.run, cell)
         shard, part = cell
-        _put(self.model, shards_folder(self.run) / "fresh" if part == 0 else snapshot(self.run, (shard, part - 1)))
-        progress, nested = Progress(), Run(folder.with_name(f"stage-{part:02d}"))
+        put(self.model, shards_folder(self.run) / "fresh" if part == 0 else snapshot(self.run, (shard, part - 1)))
+        progress, nested = Progress(), self._nested(cell)
         if self.sequences[cell]:
             nested.private.mkdir(mode=0o700, parents=True, exist_ok=True)
             seed = stage_seed(self.manifest.seed, cell)
@@ -179,8 +176,6 @@ class Shards:
                 weights=weights,
             )
             write_stage(made, stage)
-        # Checkpoints of a stage are of no use once its snapshot is there, and hold what a purge would have to find.
-        shutil.rmtree(nested.path, ignore_errors=True)
         return stage
 
 
@@ -214,45 +209,6 @@ def summed(stages: Mapping[Cell, Stage]) -> Progress:
     count = sum(stage.count for stage in last.values())
     loss = sum(float(stage.loss or 0.0) * stage.count for stage in last.values()) / count if count else None
     return replace(whole, loss=loss)
-
-
-def _put(model: Model, folder: Path) -> None:
-    """Give the adapter of `model` the values in `folder`."""
-    from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    found = set_peft_model_state_dict(model.module, load_file(str(folder / WEIGHTS)))
-    if found.unexpected_keys or any("lora_" in name for name in found.missing_keys):
-        raise RunError(f"The adapter in {folder} does not fit the model.", "Use the base and the settings it is of.")
-
-
-def save_adapter(model: Model, folder: Path) -> str:
-    """Write the adapter of `model` alone, without tokenizer; returns the digest of its weights."""
-    from sordino.model.loading import quiet
-
-    with quiet():
-        model.module.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)
-    settings = json.loads((folder / SETTINGS).read_text())
-    # PEFT writes sets in an order that differs from process to process.
-    settings = {name: sorted(value) if isinstance(value, list) else value for name, value in settings.items()}
-    (folder / SETTINGS).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
-    return digest_file(folder / WEIGHTS)
-
-
-def begun(run: Run, model: Model, wanted: str | None = None) -> str:
-    """Keep the adapter of `model` as all shards of `run` begin; returns its digest.
-
-    Raises `RunError` where that is not `wanted`: other versions, or another base, draw another adapter.
-    """
-    folder = shards_folder(run) / "fresh"
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fresh.") as made:
-        found = save_adapter(model, Path(made))
-    if wanted is not None and found != wanted:
-        message = f"The adapter that the shards of {run.path} begin as is not the one that is drawn now."
-        raise RunError(message, "Use the versions, the base and the settings that they were begun with, or train anew.")
-    with write_folder(folder) as kept:
-        return save_adapter(model, kept)
 
 
 def train_shards(

@@ -119,11 +119,15 @@ def rebuild(deletion: Deletion, child: Child) -> Cost:
     if {cell: stage.records for cell, stage in found.items()} != wanted:
         raise UnlearningError("A shard was not trained on what stays.", "Delete the child's folder and run it again.")
     write_weights(child.run, manifest, _tokenizer_of(deletion.run), counts=records_of(found))
-    for leftover in shards_folder(child.run).glob("*/stage-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
     tokens = sum(found[cell].tokens for cell in again)
     units = len({example.record.unit for example in deletion.forget})
-    _noted(child, manifest, retrained=len(again), threads=int(manifest.environment["threads"]), **_exactness(manifest))
+    _noted(
+        child,
+        manifest,
+        retrained=len(again),
+        threads=int(manifest.environment["threads"]),
+        **_exactness(deletion, manifest),
+    )
     return Cost(
         seconds=time.monotonic() - start + before,
         tokens=tokens,
@@ -223,7 +227,7 @@ def _shards(deletion: Deletion, child: Child, manifest: ShardManifest) -> "Shard
 def _model(deletion: Deletion, manifest: ShardManifest) -> "Model":
     from sordino.model import attach, load, tokenizer_digest
     from sordino.train.dropout import with_dropout
-    from sordino.train.sharded import check_base
+    from sordino.train.shard_adapters import check_base
 
     config = deletion.config
     base = load(config.model)
@@ -243,7 +247,8 @@ def _another(deletion: Deletion, what: str) -> UnlearningError:
 
 
 def _trained(shards: "Shards", child: Child) -> None:
-    from sordino.train.sharded import begun, pinned
+    from sordino.train.shard_adapters import begun
+    from sordino.train.sharded import pinned
 
     begun(child.run, shards.model, shards.manifest.fresh)
     ticks: list[Callable[[int], None]] = []
@@ -259,16 +264,15 @@ def _trained(shards: "Shards", child: Child) -> None:
         shards.train(monitor)
 
 
-def _exactness(manifest: ShardManifest) -> dict[str, object]:
-    """Whether the bits are those of training anew, and if it cannot be said, what differs from then."""
+def _exactness(deletion: Deletion, manifest: ShardManifest) -> dict[str, object]:
+    """Whether the bits are those of training anew, and what differs from then where that cannot be said."""
     from sordino.model import pick_device
     from sordino.train.sharded import environment
 
-    kept = dict(manifest.environment)
-    now = environment(pick_device(kept["device"])) | {"threads": kept["threads"]}
+    kept = manifest.environment
+    now = environment(pick_device(deletion.config.model.device)) | {"threads": kept["threads"]}
     differs = sorted(name for name in now if now[name] != kept.get(name))
-    on_cpu = kept["device"] == "cpu"
-    return {"bit_identical": on_cpu and not differs, "differs": differs if on_cpu else [*differs, "no CPU"]}
+    return {"bit_identical": kept["device"] == "cpu" and not differs, "device": kept["device"], "differs": differs}
 
 
 def _noted(child: Child, manifest: ShardManifest, **values: object) -> None:
