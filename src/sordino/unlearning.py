@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from sordino.commands import newest
 from sordino.console import display, say
 from sordino.errors import ConfigError
-from sordino.results import Outcome, encode
+from sordino.results import UNBOUNDED, Outcome, encode
 from sordino.run import Run
 
 if TYPE_CHECKING:
-    from sordino.results import Verification
+    from sordino.results import Estimate, Verification
     from sordino.unlearn.flow import Transaction
     from sordino.unlearn.planning import Option, Policy
 
@@ -222,21 +222,45 @@ def _show_verification(found: "Verification") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
-    names = list(dict.fromkeys(name for row in found.rows for name in row.metrics))
+    console = Console(highlight=False)
     table = Table("", *(row.name.replace("_", " ") for row in found.rows), box=None, pad_edge=False)
-    for name in names:
-        cells = (str(row.metrics[name]) if name in row.metrics else "" for row in found.rows)
-        table.add_row(name.replace("_", " "), *cells)
+    for name, words in _SHOWN_METRICS.items():
+        if any(name in row.metrics for row in found.rows):
+            table.add_row(words, *(_figure(row.metrics.get(name)) for row in found.rows))
     console.print(table)
     console.print()
     for one in found.comparisons:
-        console.print(f"{one.outcome:<13} {one.metric}: {one.difference}, allowed ± {one.margin:g}", highlight=False)
+        words = one.metric.replace("_", " ")
+        console.print(f"{one.outcome:<13} {words}: {_figure(one.difference)}, allowed ± {one.margin:.3g}")
     for attack in found.robustness:
-        console.print(f"{attack.name}: {attack.estimate} ({attack.what})", highlight=False)
-    console.print(f"\n[bold]{found.outcome}[/bold]", highlight=False)
+        console.print(f"{'tried':<13} {attack.name.replace('_', ' ')}: {_figure(attack.estimate)}")
+    for name, why in found.untried.items():
+        console.print(f"{'not tried':<13} {name}: {why}")
+    console.print(f"\n[bold]{found.outcome}[/bold]")
     for reason in found.reasons:
-        console.print(f"  {reason}", highlight=False)
+        console.print(f"  {reason}")
+
+
+# Of all metrics those that tell at a glance what was forgotten; the certificate has the others too.
+_SHOWN_METRICS = {
+    "loss": "loss, forgotten",
+    "never_loss": "loss, never trained on",
+    "retain_loss": "loss, staying",
+    "validation_loss": "loss, validation",
+    "auc_calibrated": "AUC, calibrated",
+    "extraction_strength": "extraction strength",
+    "exact_memorisation": "exact memorisation",
+    "rouge_l": "ROUGE-L",
+}
+
+
+def _figure(estimate: "Estimate | None") -> str:
+    """An estimate in little room: where no interval can be had, the figure alone."""
+    if estimate is None:
+        return ""
+    if estimate.value is not None and abs(estimate.low) >= UNBOUNDED:
+        return f"{estimate.value:.3g} (one subject)"
+    return str(estimate)
 
 
 def run_qualify(run: Path | None, method: str, settings: Sequence[str], how: tuple[int, int], as_json: bool) -> int:
