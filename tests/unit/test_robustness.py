@@ -277,6 +277,22 @@ def test_other_families_are_quantised_below_their_heads(make_model, shape):
     assert 0 < (after - before).abs().max() < 0.1 * before.abs().max()
 
 
+def test_a_base_that_adapters_share_is_quantised_below_them(make_model, tmp_path):
+    pytest.importorskip("torchao", reason="needs torchao")
+    from sordino.model.combined import restore_combined
+    from sordino.unlearn.robustness.quantised import quantise
+
+    tuned, ids = attach(make_model("llama"), MethodConfig(rank=2, alpha=4), seed=0), torch.arange(9)[None]
+    save(tuned, tmp_path / "part")
+    save_combined(tmp_path / "w", "whp", dict.fromkeys(("model", "reinforced"), tmp_path / "part"), {"alpha": 0.5})
+    module = restore_combined(make_model("llama"), tmp_path / "w").module
+    before, lora = module(input_ids=ids).logits.detach(), {n: p for n, p in module.named_parameters() if "lora_" in n}
+    exact = {n: p.clone() for n, p in lora.items()}
+    assert "of 14 layers" in quantise(module, 8)
+    assert all(torch.equal(p, exact[n]) for n, p in lora.items()) and len(lora) == 4 * 14
+    assert 0 < (module(input_ids=ids).logits - before).abs().max() < 0.1 * before.abs().max()
+
+
 def test_without_its_library_quantisation_is_missing_and_not_passed(nothing_done, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
     said = []

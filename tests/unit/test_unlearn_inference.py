@@ -9,8 +9,10 @@ import pytest
 import torch
 from forgetting_fixtures import child_of, deletion_of, learned, rows
 
+from sordino.audit.collecting import Collector
 from sordino.collect import collect
-from sordino.errors import UnlearningError
+from sordino.errors import ConfigError, UnlearningError
+from sordino.export import export
 from sordino.model import load as load_model
 from sordino.model import on_adapter, restore, save, weights_digest
 from sordino.run import Run
@@ -20,11 +22,12 @@ from sordino.unlearn.base import finish_child
 from sordino.unlearn.methods import discover
 from sordino.unlearn.opening import pieces, reopen
 from sordino.unlearn.robustness.attacked import loss_of
+from sordino.unlearn.scoring import score
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*will be removed in v6:FutureWarning")
 SETTINGS = {
-    "whp": {"learning_rate": 1e-2, "epochs": 6, "batch_size": 4, "alpha": 2.0},
-    "uld": {"learning_rate": 1e-2, "epochs": 10, "batch_size": 4, "weight": 0.8, "filter": 0.01},
+    "whp": {"learning_rate": 1e-2, "epochs": 10, "batch_size": 4, "alpha": 2.0},
+    "uld": {"learning_rate": 1e-2, "epochs": 10, "batch_size": 4, "weight": 0.8, "filter": 0.01, "beta": 20.0},
 }
 
 
@@ -57,7 +60,7 @@ def test_forgotten_records_become_unlikely_and_others_do_not(deletion, name):
         what: _mean(after, opened.serializer, examples) - _mean(opened.model, opened.serializer, examples)
         for what, examples in (("forget", deletion.forget), ("retain", deletion.retain))
     }
-    assert rise["forget"] > 0.5 and rise["retain"] < rise["forget"] / 3
+    assert rise["forget"] > 0.5 and rise["retain"] < rise["forget"] / 2
     assert run.card.unlearning["inference"] == "2 forward passes a token"
     assert any("can read out" in notice.message for notice in run.card.notices)
     assert cost.tokens > 0 and cost.share == pytest.approx(cost.tokens / deletion.run.card.training["tokens"])
@@ -84,6 +87,22 @@ def test_forgotten_records_become_unlikely_and_others_do_not(deletion, name):
         likely = (p >= 0.01 * p.amax(-1, keepdim=True)) | few
         wanted = torch.where(likely, z - 0.8 * (other - other.mean(-1, keepdim=True)), z)
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_scores_and_the_collector_read_the_combined_model_and_export_says_what_to_do(deletion, tmp_path):
+    run, _ = _made(deletion, "whp", epochs=2)
+    opened = reopen(deletion)
+    after = restore(deletion.config.model, deletion.config.method, run.weights)
+    scores = score(run, deletion, generate=True, folder=tmp_path / "signals")
+    alone = [_mean(after, opened.serializer, [e]) for e in deletion.forget]
+    assert scores.forget["loss"] == pytest.approx(alone, abs=1e-4)
+    assert len(scores.forget["rouge_l"]) == len(deletion.forget)
+    signals, base = Collector(run).signals(deletion.retain[:3], {})
+    assert signals.nll == pytest.approx([_mean(after, opened.serializer, [e]) for e in deletion.retain[:3]], abs=1e-4)
+    assert base is not None
+    with pytest.raises(ConfigError, match="several adapters that are read as one"):
+        export(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["whp", "uld"])

@@ -14,6 +14,7 @@ from torch import nn
 from sordino import stats
 from sordino.errors import UnlearningError
 from sordino.model import unwrapped
+from sordino.model.combined import Combined
 from sordino.model.methods.layout import conv1d
 from sordino.results import Robustness
 from sordino.unlearn.robustness.attacked import Attacked, area, estimated, labels
@@ -63,6 +64,8 @@ def _with(model: Any, module: Any) -> Any:
 
 def _deployed(module: Any) -> tuple[Any, str]:
     """The model with its adapter folded in where that is exact, and in words what was quantised."""
+    if isinstance(module, Combined):
+        return module, "the base, with the adapters that share it as they are"
     adapters = getattr(module, "peft_config", {})
     if not adapters:
         return module, "the whole model"
