@@ -28,12 +28,15 @@ if TYPE_CHECKING:
     from sordino.run import Run as Run
     from sordino.signals import Signals as Signals
     from sordino.train.flow import fine_tune as fine_tune
+    from sordino.unlearn.flow import begin as request_deletion
+    from sordino.unlearn.planning import Policy as DeletionPolicy
 
 __version__ = "0.1.0"
 
 _WHERE = {
     "Attack": "sordino.attacks.base:Attack",
     "AuditReport": "sordino.results:AuditReport",
+    "DeletionPolicy": "sordino.unlearn.planning:Policy",
     "Dataset": "sordino.records:Dataset",
     "Estimate": "sordino.results:Estimate",
     "Record": "sordino.records:Record",
@@ -46,6 +49,7 @@ _WHERE = {
     "fine_tune": "sordino.train.flow:fine_tune",
     "load_config": "sordino.config:load",
     "membership": "sordino.attacks.base:membership",
+    "request_deletion": "sordino.unlearn.flow:begin",
     "read_records": "sordino.records:read",
     "write_report": "sordino.report:write_report",
 }
@@ -54,6 +58,7 @@ __all__ = [
     "Attack",
     "AuditReport",
     "Dataset",
+    "DeletionPolicy",
     "Estimate",
     "Record",
     "Run",
@@ -66,6 +71,7 @@ __all__ = [
     "load_config",
     "membership",
     "read_records",
+    "request_deletion",
     "write_report",
 ]
 

@@ -15,7 +15,7 @@ from sordino.starter import starter
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-COMMANDS = ("demo", "init", "train", "audit", "report", "export")
+COMMANDS = ("demo", "init", "train", "audit", "report", "export", "unlearn")
 
 
 def _help(*words: str) -> str:
