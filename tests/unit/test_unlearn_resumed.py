@@ -67,6 +67,29 @@ def test_what_was_killed_goes_on_bit_for_bit(monkeypatch, deletions, kind, name,
     assert first.keys() == second.keys() and all(torch.equal(first[n], t) for n, t in second.items())
 
 
+def test_what_was_begun_with_other_settings_is_not_gone_on_with(deletions):
+    deletion, settings = deletions["full"], quick("full", "npo")
+    child, seen = child_of(deletion, "npo", **settings), []
+
+    def killing(label, total):
+        def advance(done):
+            seen.append(done)
+            if len(seen) == 2:  # a checkpoint of the first epoch is there
+                raise KeyboardInterrupt
+
+        return advance
+
+    with pytest.raises(KeyboardInterrupt):
+        named("npo").run(deletion, dataclasses.replace(child, ticker=killing))
+    other = settings | {"learning_rate": 1e-4}
+    named("npo").run(deletion, dataclasses.replace(child, settings=other))
+    whole = child_of(deletion, "npo", **other)
+    named("npo").run(deletion, whole)
+    assert all(torch.equal(files(whole)[n], t) for n, t in files(child).items())
+    forgotten(child)
+    forgotten(whole)
+
+
 def test_recomputed_activations_train_the_same_weights(deletions):
     for kind, name in (("lora", "npo"), ("full", "rmu")):
         found = []

@@ -107,6 +107,7 @@ class LossSteps:
     total: Total
     epochs: Epochs
     limit: Limit
+    precision: str = "fp32"
     hint: str = HINT
     steps: int = field(init=False)
     per_epoch: int = field(init=False)
@@ -128,7 +129,7 @@ class LossSteps:
             ((i, k), t) for i, item in enumerate(self.forget) for k, t in enumerate((item.tokens, *item.better), -1)
         ]
         sequences = [t for _, t in asked]
-        found = token_logprobs(self.model, sequences, Objective(self.model), self.epochs.batch_size)
+        found = token_logprobs(self.model, sequences, Objective(self.model, self.precision), self.epochs.batch_size)
         self.known = {key: values for (key, _), values in zip(asked, found, strict=True)}
         self.read_once = count_targets(sequences)
 

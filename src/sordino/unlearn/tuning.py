@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import msgspec
+
 from sordino.config import TrainConfig
 from sordino.errors import UnlearningError
 from sordino.model import save
@@ -25,6 +27,7 @@ from sordino.unlearn.trials import spent_searching
 __all__ = ["CountedSteps", "Watch", "Worked", "begin", "finish", "share_of_training", "tune"]
 
 WORK = "unlearning"
+_SETTINGS = "settings.json"
 
 
 @runtime_checkable
@@ -74,10 +77,21 @@ def begin(deletion: Deletion, child: Child, settings: Mapping[str, Any]) -> Work
         child=child,
         opened=opened,
         watch=Watch(tokens=tokens, limit=Limit(before=before, tolerance=tolerance), held=held),
-        folder=work_folder(child.run, WORK),
+        folder=_folder(child, settings),
         before=opened.model.digest(),
         started=started,
     )
+
+
+def _folder(child: Child, settings: Mapping[str, Any]) -> Run:
+    """The folder for work: what was begun with other settings or another seed is not gone on with."""
+    made = msgspec.json.encode([child.seed, dict(settings)], order="deterministic")
+    path = work_folder(child.run, WORK).private / _SETTINGS
+    if path.exists() and path.read_bytes() != made:
+        workless(child, WORK)
+    folder = work_folder(child.run, WORK)
+    folder.write_private(_SETTINGS, made)
+    return folder
 
 
 def tune(work: Worked, steps: CountedSteps, settings: Mapping[str, Any]) -> Cost:

@@ -73,6 +73,7 @@ def _unlearn(name: str, deletion: Deletion, child: Child) -> Cost:
             lengths=lengths, epochs=settings["epochs"], batch_size=settings["batch_size"], seed=child.seed
         ),
         limit=work.watch.limit,
+        precision=deletion.config.train.precision,
     )  # fmt: skip
     return tune(work, steps, settings)
 
