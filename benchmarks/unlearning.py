@@ -69,7 +69,15 @@ STEPPING: Mapping[str, Mapping[str, Any]] = {
     "forget01": {"epochs": 4, "batch_size": 8, "schedule": "constant", "tolerance": 0.1, "check_every": 5},
     "forget10": {"epochs": 2, "batch_size": 32, "schedule": "constant", "tolerance": 0.1, "check_every": 5},
 }
-RATES: Mapping[str, Mapping[str, float]] = {"lora": {}, "full": {}}
+RATES: Mapping[str, Mapping[str, float]] = {
+    "lora": {
+        "grad_ascent": 0.001, "grad_diff": 0.001, "npo": 0.0003, "simnpo": 0.003, "dpo": 0.001, "idk_dpo": 0.0003,
+        "rmu": 0.01, "task_vector": 0.001, "undial": 0.003, "ce_u": 0.0003, "wga": 0.0003, "satimp": 0.003,
+        "tnpo": 0.001, "alt_po": 0.0003, "idk_nll": 0.003, "idk_ap": 0.0003, "max_entropy": 0.0003, "whp": 0.001,
+        "uld": 0.0003,
+    },
+    "full": {},
+}  # fmt: skip
 USUAL = {"lora": 1e-3, "full": 2e-4}
 TRIED = {"lora": (3e-4, 1e-3, 3e-3), "full": (1e-4, 2e-4, 4e-4)}
 # What differs from the defaults otherwise: scales that hang on the width of the model. With the published α of 1,200,
