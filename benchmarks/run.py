@@ -2,7 +2,7 @@
 
 python benchmarks/run.py [NAME ...]     all, or some of: startup, signals, attacks, suite, reduction, training,
                                         clipping, shadows, records, matching, generation,
-                                        extraction_suite, demo
+                                        extraction_suite, forgetting, demo
 """
 
 import os
@@ -68,6 +68,10 @@ ABOUT = {
         "fast at 128 tokens a step or fewer. The products with the base are as many either way; what is saved are "
         "calls, which small batches are made of. The command goes on where it was stopped, and begins no row after "
         "an hour."
+    ),
+    "forgetting": (
+        "## A step of unlearning\n\nAgainst the same losses as public implementations compute them: logits of every "
+        "position, a copy of the model as the reference in every step. Both come to the same weights."
     ),
     "records": (
         "## Data of any size\n\nReading JSON lines, drawing coins with near-duplicates clustered, fingerprint and "
