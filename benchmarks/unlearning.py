@@ -76,7 +76,10 @@ RATES: Mapping[str, Mapping[str, float]] = {
         "tnpo": 0.001, "alt_po": 0.0003, "idk_nll": 0.003, "idk_ap": 0.0003, "max_entropy": 0.0003, "whp": 0.001,
         "uld": 0.0003,
     },
-    "full": {},
+    "full": {
+        "grad_ascent": 0.0002, "grad_diff": 0.0004, "npo": 0.0002, "simnpo": 0.0004, "dpo": 0.0004, "idk_dpo": 0.0004,
+        "rmu": 0.003, "task_vector": 0.0004,
+    },
 }  # fmt: skip
 USUAL = {"lora": 1e-3, "full": 2e-4}
 TRIED = {"lora": (3e-4, 1e-3, 3e-3), "full": (1e-4, 2e-4, 4e-4)}
