@@ -63,7 +63,9 @@ def test_forgotten_records_become_unlikely_and_others_do_not(deletion, name):
     assert rise["forget"] > 0.5 and rise["retain"] < rise["forget"] / 2
     assert run.card.unlearning["inference"] == "2 forward passes a token"
     assert any("can read out" in notice.message for notice in run.card.notices)
-    assert cost.tokens > 0 and cost.share == pytest.approx(cost.tokens / deletion.run.card.training["tokens"])
+    stays = len(deletion.left.training)
+    anew = deletion.run.card.training["tokens"] * stays / (stays + len(deletion.forget))
+    assert cost.tokens > 0 and cost.share == pytest.approx(cost.tokens / anew)
     targets = sum(int(t.target[1:].sum()) for t in pieces(deletion.forget, opened.serializer))
     if name == "whp":
         assert cost.tokens == SETTINGS[name]["epochs"] * targets

@@ -81,7 +81,9 @@ class Unlearner(Protocol):
 class Method:
     """A method: its `name`, the `tier` it belongs to, what it `needs`, and the defaults of its settings.
 
-    `control` says that it is one of the two controls and promises nothing.
+    `passes` tells, of its settings, how often in all a record to forget goes forwards and backwards, those that go along
+    with it counted in and a forward pass as a third; None where that is not known beforehand. `control` says that it is
+    one of the two controls and promises nothing.
     """
 
     name: str
@@ -92,6 +94,7 @@ class Method:
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     paper: str = ""
     control: bool = False
+    passes: Callable[[Mapping[str, Any]], float] | None = None
 
 
 def unlearner(
@@ -101,6 +104,7 @@ def unlearner(
     defaults: Mapping[str, Any] | None = None,
     paper: str = "",
     control: bool = False,
+    passes: Callable[[Mapping[str, Any]], float] | None = None,
 ) -> Callable[[Unlearner], Method]:
     """Make a `Method` of a function; its name is the function's, its summary the first line of its docstring."""
 
@@ -114,6 +118,7 @@ def unlearner(
             defaults=dict(defaults or {}),
             paper=paper,
             control=control,
+            passes=passes,
         )
 
     return made

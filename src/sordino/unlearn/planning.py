@@ -7,15 +7,12 @@ from typing import Any
 from sordino.errors import UnlearningError
 from sordino.results import Tier, UnlearnPlan
 from sordino.unlearn.base import Deletion, Method
-from sordino.unlearn.losses import FORGET
+from sordino.unlearn.settings import all_given
 
 __all__ = ["DEFAULT_METHOD", "Option", "Policy", "decide", "options", "settled"]
 
 DEFAULT_METHOD = "grad_diff"
 _RANK: Mapping[Tier, int] = {"approximate": 0, "dp": 1, "exact": 2}
-# Losses that ask the model as it was: by the log-probabilities of tokens, read once, or by whole logits, in each step.
-_REFERENCE_ONCE = ("npo", "tnpo", "dpo", "idk_dpo", "alt_po")
-_REFERENCE_ALWAYS = ("undial",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,33 +44,20 @@ class Option:
 
 
 def settled(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
-    """All settings of `method`: its defaults, and what was `given`; raises `UnlearningError` for an unknown one."""
-    from sordino.errors import did_you_mean
-
-    for name in given:
-        if name not in method.defaults:
-            hint = did_you_mean(name, method.defaults) or "It has none."
-            raise UnlearningError(f"The method {method.name} has no setting '{name}'.", hint)
-    return {**method.defaults, **given}
+    """All settings of `method`: its defaults, and what was `given`; raises `UnlearningError` for what cannot be."""
+    return all_given(method.name, method.defaults, given)
 
 
 def expected_share(deletion: Deletion, method: Method, settings: Mapping[str, Any]) -> float | None:
     """The share of training anew that an approximate method takes: epochs and records, as tokens of one length.
 
-    A record to forget is read forwards and backwards in each epoch, with one that stays where `alpha` is not 0; a
-    reference reads forwards, which is a third.
+    Training anew reads what stays, in each of the run's epochs; the method reads what is to be forgotten as often as it
+    says it does. None where it does not say.
     """
-    epochs = settings.get("epochs")
-    trained = len(deletion.forget) + len(deletion.retain)
-    if epochs is None or not trained:
+    if method.passes is None or not deletion.retain:
         return None
-    once = len(deletion.forget) / trained
-    passes = epochs * (1.0 + bool(settings.get("alpha", 0)) * (method.name in FORGET and method.name != "grad_ascent"))
-    if method.name in _REFERENCE_ALWAYS:
-        passes += epochs / 3
-    elif method.name in _REFERENCE_ONCE:
-        passes += 1 / 3
-    return float(once * passes / int(deletion.config.train.epochs))
+    once = len(deletion.forget) / len(deletion.retain)
+    return float(once * method.passes(settings) / deletion.config.train.epochs)
 
 
 def options(deletion: Deletion, policy: Policy, methods: Mapping[str, Method], spent: int = 0) -> list[Option]:

@@ -61,6 +61,8 @@ def _refused(key: str, value: Any, default: Any) -> str | None:
     """What is allowed, where `value` is not; else None."""
     if value is None and (default is None or key == "tolerance"):
         return None
+    if isinstance(default, bool):
+        return None if isinstance(value, bool) else "true or false"
     if key in _CHOICES:
         return None if value in _CHOICES[key] else ", ".join(_CHOICES[key])
     if key in _COUNTS:

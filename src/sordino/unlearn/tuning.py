@@ -167,6 +167,11 @@ def finish(work: Worked, told: Mapping[str, Any], *, tokens: int, forwards: int,
 
 
 def share_of_training(deletion: Deletion, tokens: int, forwards: int) -> float | None:
-    """Scored tokens as a share of those of the run's training, all epochs; None where its card does not say."""
-    trained = deletion.run.card.training.get("tokens")
-    return (tokens + forwards / 3) / float(trained) if trained else None
+    """Scored tokens as a share of training anew on what stays, all epochs; None where the run's card does not say.
+
+    Training anew takes what the run's own took, less what those who go had of it, record by record.
+    """
+    trained, stays = deletion.run.card.training.get("tokens"), len(deletion.left.training)
+    if not trained or not stays:
+        return None
+    return (tokens + forwards / 3) / (float(trained) * stays / (stays + len(deletion.forget)))

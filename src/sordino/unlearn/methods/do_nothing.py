@@ -9,7 +9,7 @@ from sordino.unlearn.copying import copy_model
 __all__ = ["do_nothing"]
 
 
-@unlearner(tier="approximate", control=True)
+@unlearner(tier="approximate", control=True, passes=lambda settings: 0.0)
 def do_nothing(deletion: Deletion, child: Child) -> Cost:
     """The weights as they were: the control that shows what no unlearning at all looks like."""
     start = time.monotonic()

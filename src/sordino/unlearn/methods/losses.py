@@ -145,6 +145,15 @@ def _refused(work: Worked) -> Callable[[Sequence[int]], Sequence[Tokens]]:
     return lambda places: [refusal(place) for place in places]
 
 
+def _passes(name: str, settings: Mapping[str, Any]) -> float:
+    """How often a record to forget is read, with one that stays, and with the answers that are wanted in their place."""
+    answers = 1 if _better_of(name) is None else 2
+    forget = answers + (name in _FROZEN) / 3
+    kept = {"nll": 1.0, "kl": 4 / 3, "answer_preservation": 2.0}[settings["retain"]]
+    each = bool(settings["gamma"]) * forget + bool(settings["alpha"]) * kept
+    return float(settings["epochs"] * each + bool(settings["gamma"]) * (name in _ONCE) * answers / 3)
+
+
 def _method(name: str) -> Method:
     needs: dict[str | None, tuple[Needs, ...]] = {"refusals": ("refusals",), "given": ("alternatives",)}
     summary, paper = _ABOUT[name]
@@ -157,6 +166,7 @@ def _method(name: str) -> Method:
         needs=frozenset(needs.get(_better_of(name), ())),
         defaults={**defaults, **_OWN.get(name, {})},
         paper=paper,
+        passes=partial(_passes, name),
     )
 
 

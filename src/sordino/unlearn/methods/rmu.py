@@ -38,6 +38,7 @@ class _Enough(Exception):
     tier="approximate",
     defaults={**STEPPING, "learning_rate": 5e-5, "gamma": 1.0, "alpha": 1200.0, "steering": 2.0, "layer": None},
     paper="arXiv:2403.03218",
+    passes=lambda settings: settings["epochs"] * (bool(settings["gamma"]) + bool(settings["alpha"]) * 4 / 3),
 )
 def rmu(deletion: Deletion, child: Child) -> Cost:
     """Hidden states of what is to be forgotten become random, those of records that stay remain (RMU).

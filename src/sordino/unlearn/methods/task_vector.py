@@ -30,6 +30,7 @@ _HALVINGS = 6
     tier="approximate",
     defaults={**STEPPING, "strength": 1.0},
     paper="arXiv:2212.04089",
+    passes=lambda settings: float(settings["epochs"]),
 )
 def task_vector(deletion: Deletion, child: Child) -> Cost:
     """Fine-tuning on what is to be forgotten, negated: θ − λ (θ_forget − θ), λ being `strength`.

@@ -14,7 +14,10 @@ __all__ = ["uld"]
 _DEFAULTS = {**TRAINING, "learning_rate": 1e-3, "epochs": 10, "weight": 0.8, "filter": 0.01, "beta": 5.0}
 
 
-@unlearner(tier="approximate", needs=("lora",), defaults=_DEFAULTS, paper="arXiv:2406.08607")
+@unlearner(
+    tier="approximate", needs=("lora",), defaults=_DEFAULTS, paper="arXiv:2406.08607",
+    passes=lambda settings: 2.0 * settings["epochs"],
+)  # fmt: skip
 def uld(deletion: Deletion, child: Child) -> Cost:
     """Answer by z − w·z_assistant; the assistant remembers the deleted and is uniform on what stays.
 

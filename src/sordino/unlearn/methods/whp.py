@@ -12,7 +12,10 @@ __all__ = ["whp"]
 _DEFAULTS = {**TRAINING, "learning_rate": 1e-4, "epochs": 3, "alpha": 1.0}
 
 
-@unlearner(tier="approximate", needs=("lora",), defaults=_DEFAULTS, paper="arXiv:2310.02238")
+@unlearner(
+    tier="approximate", needs=("lora",), defaults=_DEFAULTS, paper="arXiv:2310.02238",
+    passes=lambda settings: float(settings["epochs"]),
+)  # fmt: skip
 def whp(deletion: Deletion, child: Child) -> Cost:
     """Answer by z − α·ReLU(z_reinforced − z), z_reinforced of the run's adapter tuned further on the deleted.
 
