@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from sordino.config import MethodConfig, TrainConfig
+from sordino.config import TrainConfig
 from sordino.errors import UnlearningError
 from sordino.train.shard_plan import formula
 from sordino.unlearn.base import Deletion
@@ -15,7 +15,6 @@ from sordino.unlearn.planning import expected_share, settled
 @dataclasses.dataclass(frozen=True)
 class _Config:
     train: TrainConfig
-    method: MethodConfig = MethodConfig()
 
 
 def deletion(forget: int, retain: int, epochs: int = 5) -> Deletion:

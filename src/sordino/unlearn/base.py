@@ -19,7 +19,7 @@ from sordino.evidence import digest
 from sordino.records import Example, Split
 from sordino.records.placed import tallied
 from sordino.records.store import save as save_split
-from sordino.results import Cost, DeletionRequest, Notice, Tier
+from sordino.results import Cost, DeletionRequest, Notice, RunCard, Tier
 from sordino.run import Run
 
 __all__ = ["Child", "Deletion", "Method", "Say", "Ticker", "Unlearner", "create_child", "finish_child", "unlearner"]
@@ -81,9 +81,9 @@ class Unlearner(Protocol):
 class Method:
     """A method: its `name`, the `tier` it belongs to, what it `needs`, and the defaults of its settings.
 
-    `passes` tells, of its settings, how often in all a record to forget goes forwards and backwards, those that go along
-    with it counted in and a forward pass as a third; None where that is not known beforehand. `control` says that it is
-    one of the two controls and promises nothing.
+    `passes` tells, of its settings, how often in all a record to forget goes forwards and backwards, what goes along with
+    it counted in and a forward pass as a third; None where that is not known beforehand. `control` says that it is one
+    of the two controls and promises nothing.
     """
 
     name: str
@@ -165,8 +165,7 @@ def finish_child(deletion: Deletion, child: Child, method: Method, cost: Cost) -
         message = f"{method.name} left the weights as they were ({found}): nothing was forgotten."
         raise UnlearningError(message, "Raise its learning rate or its epochs, or use another method.")
     card = run.card
-    # Steps on records that stay are not private, whatever the training was.
-    privacy = {} if method.tier == "approximate" and not method.control else card.privacy
+    privacy = {} if _ends_privacy(method) else card.privacy
     run.write_card(
         dataclasses.replace(
             card,
@@ -174,7 +173,7 @@ def finish_child(deletion: Deletion, child: Child, method: Method, cost: Cost) -
             data={**card.data, "counts": tallied(deletion.left.examples)},
             model={**card.model, "weights": found},
             privacy=privacy,
-            notices=(*card.notices, *_notices(deletion, privacy)),
+            notices=_notices(deletion, method, card),
             unlearning={
                 **card.unlearning,
                 "tier": method.tier,
@@ -199,10 +198,21 @@ _PROMISES: Mapping[Tier, str] = {
 }
 
 
-def _notices(deletion: Deletion, privacy: Mapping[str, Any]) -> tuple[Notice, ...]:
+def _ends_privacy(method: Method) -> bool:
+    # Steps on records that stay are not private, whatever the training was.
+    return method.tier == "approximate" and not method.control
+
+
+def _notices(deletion: Deletion, method: Method, card: RunCard) -> tuple[Notice, ...]:
+    """Those of the card and what is new; of weights that are trained anew, none on what they were before.
+
+    What an interrupted attempt has said already is not said twice.
+    """
     gone = len(deletion.forget) + len(deletion.others)
     made = [Notice(kind="deleted", count=gone, message=f"{gone:,} records were deleted on request.")]
-    if deletion.run.card.privacy and not privacy:
+    if deletion.run.card.privacy and _ends_privacy(method):
         message = "The steps of unlearning were not private: the guarantee of the training no longer holds."
         made.append(Notice(kind="no-longer-private", count=1, message=message))
-    return tuple(made)
+    past = ("remembers", "no-longer-private") if method.tier == "exact" else ()
+    said = card.notices[len(deletion.run.card.notices) :]
+    return (*(n for n in card.notices if n.kind not in past), *(n for n in made if n not in said))

@@ -9,6 +9,7 @@ import torch
 
 from sordino.errors import UnlearningError
 from sordino.model import Model, restore, tokenizer_digest, weights_digest
+from sordino.model.combined import is_combined
 from sordino.model.methods.lora import freeze_a
 from sordino.records import Example
 from sordino.run import Run
@@ -53,11 +54,15 @@ class Opened:
 def reopen(deletion: Deletion) -> Opened:
     """The tuned model of the run, with what was tuned in it trainable again.
 
-    Raises `UnlearningError` for a classifier, or where weights, base or tokenizer are not those the run names.
+    Raises `UnlearningError` for a classifier, for several adapters that are read as one model, or where weights, base
+    or tokenizer are not those the run names.
     """
     card, config = deletion.run.card, deletion.config
     if config.task != "causal-lm":
         message = f"The run's task is {config.task}, and this method lowers the likelihood of texts."
+        raise UnlearningError(message, "Use the exact tier: shards, or retraining.")
+    if is_combined(deletion.run.weights):
+        message = "The weights of the run are several adapters, which are read as one model and not tuned as one."
         raise UnlearningError(message, "Use the exact tier: shards, or retraining.")
     _same("weights", card.model.get("weights"), weights_digest(deletion.run.weights))
     model = restore(config.model, config.method, deletion.run.weights)
@@ -104,7 +109,7 @@ def watched(deletion: Deletion, serializer: Serializer, seed: int) -> tuple[list
 
     They are at most 100 validation records, drawn by the generator; where there is none, up to a tenth of what stays.
     """
-    rng = np.random.default_rng([seed, Streams.WATCHED])
+    rng = seeded(seed, Streams.WATCHED)
     source: Sequence[Example] = deletion.validation
     count = min(_WATCHED, len(source))
     held = not count
@@ -129,9 +134,9 @@ def workless(child: Child, name: str) -> None:
     shutil.rmtree(child.run.private / name, ignore_errors=True)
 
 
-def seeded(child: Child, stream: int) -> np.random.Generator:
-    """The generator of one stream of a child's random numbers."""
-    return np.random.default_rng([child.seed, stream])
+def seeded(seed: int, *stream: int) -> np.random.Generator:
+    """The generator of one of `Streams` of the random numbers of a `seed`, or of a numbered part of it."""
+    return np.random.default_rng([seed, *stream])
 
 
 def count_targets(tokens: Sequence[Tokens]) -> int:

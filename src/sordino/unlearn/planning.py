@@ -105,10 +105,12 @@ def _private(deletion: Deletion, policy: Policy, spent: int) -> Option:
 
 
 def _approximate(deletion: Deletion, method: Method, settings: Mapping[str, Any]) -> Option:
+    from sordino.model.combined import is_combined
+
     share = expected_share(deletion, method, settings)
     promise = "nothing: it is measured"
-    if deletion.config.shards is not None and deletion.config.shards.combine == "ensemble":
-        why = "The run is an ensemble of shards, which is not tuned as one."
+    if is_combined(deletion.run.weights):
+        why = "The weights of the run are several adapters, which are read as one model and not tuned as one."
         return Option(tier="approximate", method=method.name, share=share, promise=promise, refused=why)
     if "lora" in method.needs and deletion.config.method.kind != "lora":
         why = f"{method.name} needs a LoRA adapter, and the run was tuned by {deletion.config.method.kind}."

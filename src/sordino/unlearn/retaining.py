@@ -3,12 +3,10 @@
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
-import numpy as np
-
 from sordino.errors import UnlearningError
 from sordino.records import Example
 from sordino.serialize import Serializer, Tokens
-from sordino.unlearn.opening import Streams
+from sordino.unlearn.opening import Streams, seeded
 
 __all__ = ["Retained"]
 
@@ -47,7 +45,7 @@ class Retained:
         return self._drawn()
 
     def _drawn(self) -> Iterator[tuple[int, Tokens]]:
-        rng = np.random.default_rng([self.seed, Streams.RETAIN])
+        rng = seeded(self.seed, Streams.RETAIN)
         while True:
             found = 0
             for place in rng.permutation(len(self.examples)).tolist():

@@ -8,8 +8,6 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from sordino.errors import SordinoError, TrainingError, UnlearningError
 from sordino.model import restore
 from sordino.records import Example
@@ -20,7 +18,7 @@ from sordino.train.reading import serializer_for
 from sordino.train.validation import validation_loss
 from sordino.unlearn.base import Child, Deletion, Method
 from sordino.unlearn.methods import named
-from sordino.unlearn.opening import Streams, count_targets, work_folder
+from sordino.unlearn.opening import Streams, count_targets, seeded, work_folder
 from sordino.unlearn.settings import UnsuitedSettings, all_given
 from sordino.unlearn.trials import FOLDER, Trial, read_trials, write_trials
 
@@ -41,7 +39,7 @@ _TOLERANCE = 0.1
 def search_half(never: Sequence[Example], seed: int) -> tuple[list[Example], list[Example]]:
     """`never` in halves, for the search and for the verification; what shares a coin stays together."""
     groups = sorted({e.group for e in never})
-    drawn = np.random.default_rng([seed, Streams.SEARCH]).permutation(len(groups))
+    drawn = seeded(seed, Streams.SEARCH).permutation(len(groups))
     chosen = {groups[i] for i in drawn[: len(groups) // 2].tolist()}
     return [e for e in never if e.group in chosen], [e for e in never if e.group not in chosen]
 
@@ -103,7 +101,7 @@ def _planned(
     made = [dict(settings)]
     made += [{**settings, **dict(zip(free, v, strict=True))} for v in itertools.product(*(grid[n] for n in free))]
     rest = [m for i, m in enumerate(made) if m not in made[:i]][1:]
-    order = np.random.default_rng([seed, Streams.TRIALS]).permutation(len(rest)).tolist()
+    order = seeded(seed, Streams.TRIALS).permutation(len(rest)).tolist()
     return [made[0], *(rest[i] for i in order)][:budget]
 
 

@@ -14,7 +14,6 @@ from torch.nn.functional import cross_entropy, log_softmax
 
 from sordino.errors import UnlearningError
 from sordino.model import save, save_combined
-from sordino.model.combined import is_combined
 from sordino.results import Cost, Notice
 from sordino.run import Run, write_folder
 from sordino.serialize import Tokens
@@ -112,9 +111,6 @@ def open_for_second(deletion: Deletion, child: Child) -> Second:
     if kind != "lora":
         message = f"The run was tuned by method {kind}, and a second adapter lies beside one of LoRA."
         raise UnlearningError(message, "Use a method that changes weights, such as npo.")
-    if is_combined(deletion.run.weights):
-        message = "The weights of the run are several adapters already, which are read as one model."
-        raise UnlearningError(message, "Use the exact tier: shards, or retraining.")
     return Second(
         deletion=deletion,
         child=child,

@@ -4,8 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
-import numpy as np
-
 from sordino.errors import UnlearningError
 from sordino.results import Cost
 from sordino.serialize import Tokens
@@ -104,11 +102,11 @@ def _items(name: str, work: Worked, settings: Mapping[str, Any]) -> list[Item]:
     truth = [whole(e.record, serializer) for e in examples]
     better: list[tuple[Tokens, ...]]
     if kind == "refusals":
-        better = [(t,) for t in refusals(examples, serializer, seeded(child, Streams.REFUSALS))]
+        better = [(t,) for t in refusals(examples, serializer, seeded(child.seed, Streams.REFUSALS))]
     elif kind == "given":
         better = [(t,) for t in given_answers(examples, serializer, name)]
     else:
-        seed = int(seeded(child, Streams.ALTERNATIVES).integers(2**31))
+        seed = int(seeded(child.seed, Streams.ALTERNATIVES).integers(2**31))
         child.say("making up other answers")
         made = make_alternatives(work.opened, examples, count=settings["alternatives"], seed=seed, folder=work.folder)
         better = [
@@ -139,14 +137,14 @@ def _refused(work: Worked) -> Callable[[Sequence[int]], Sequence[Tokens]]:
 
     @cache
     def refusal(place: int) -> Tokens:
-        drawn = int(np.random.default_rng([seed, Streams.REFUSALS, place]).integers(len(REFUSALS)))
+        drawn = int(seeded(seed, Streams.REFUSALS, place).integers(len(REFUSALS)))
         return whole(answered(retain[place].record, REFUSALS[drawn]), serializer)
 
     return lambda places: [refusal(place) for place in places]
 
 
 def _passes(name: str, settings: Mapping[str, Any]) -> float:
-    """How often a record to forget is read, with one that stays, and with the answers that are wanted in their place."""
+    """How often a record to forget is read, with one that stays and the answers that are wanted in their place."""
     answers = 1 if _better_of(name) is None else 2
     forget = answers + (name in _FROZEN) / 3
     kept = {"nll": 1.0, "kl": 4 / 3, "answer_preservation": 2.0}[settings["retain"]]

@@ -103,7 +103,7 @@ def _tune_only(model: Model, stack: nn.ModuleList, layer: int) -> None:
 
 def _control(model: Model, steering: float, child: Child) -> Tensor:
     width = int(unwrapped(model.module).config.get_text_config().hidden_size)
-    drawn = seeded(child, Streams.CONTROL).random(width)
+    drawn = seeded(child.seed, Streams.CONTROL).random(width)
     return torch.from_numpy((steering * drawn / np.linalg.norm(drawn)).astype(np.float32)).to(model.device)
 
 
