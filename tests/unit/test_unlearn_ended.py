@@ -80,7 +80,8 @@ def test_exact_weights_are_shown_where_bits_are_not_those_of_training_anew_but_n
     child.write_card(dataclasses.replace(child.card, unlearning={**child.card.unlearning, "shards": shards}))
     request = deletion_of(run).request
     leaves = {"records": ("a",), "subjects": (), "id": request.id, "received": "now", "kind": "subject", "count": 1}
-    proof = RecordProof(leaf="a", before=Inclusion(index=0, size=1, path=()), after=Absence(size=0, left=None, right=None))
+    gone = Absence(size=0, left=None, right=None)
+    proof = RecordProof(leaf="a", before=Inclusion(index=0, size=1, path=()), after=gone)
     manifests = Manifests(before="x", after="y", root_before="1", root_after="2", proofs=(proof,))
     proofs = Proofs(request=CertifiedRequest(**leaves), manifests=manifests)
     transaction = Transaction(run=run, deletions=Deletions.open(tmp_path), request=request)

@@ -81,9 +81,9 @@ class Unlearner(Protocol):
 class Method:
     """A method: its `name`, the `tier` it belongs to, what it `needs`, and the defaults of its settings.
 
-    `passes` tells, of its settings, how often in all a record to forget goes forwards and backwards, what goes along with
-    it counted in and a forward pass as a third; None where that is not known beforehand. `control` says that it is one
-    of the two controls and promises nothing.
+    `passes` tells, of its settings, how often in all a record to forget goes forwards and backwards, what goes along
+    with it counted in and a forward pass as a third; None where that is not known beforehand. `control` says that it is
+    one of the two controls and promises nothing.
     """
 
     name: str
