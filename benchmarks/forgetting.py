@@ -27,8 +27,8 @@ from sordino.train.checkpoint import trainable
 from sordino.train.collate import Batch, collate
 from sordino.train.objective import Objective
 from sordino.unlearn.losses import FORGET, IGNORED, RETAIN, Logits
-from sordino.unlearn.retaining import Retained
-from sordino.unlearn.steps import Epochs, Item, Limit, LossSteps, Total
+from sordino.unlearn.tuning.retaining import Retained
+from sordino.unlearn.tuning.steps import Epochs, Item, Limit, LossSteps, Total
 
 BATCH, RATE = 8, 1e-5
 CASES = (("grad_diff", "nll"), ("npo", "nll"), ("npo", "kl"), ("undial", "nll"))

@@ -31,7 +31,7 @@ def run(out: Path) -> None:
     import torch
 
     from sordino.unlearn.methods import discover
-    from sordino.unlearn.qualifying import qualify
+    from sordino.unlearn.verifying.qualifying import qualify
 
     torch.set_num_threads(1)
     cell = Cell(forget="forget01", kind="lora", method="npo", seed=SEED)

@@ -96,10 +96,10 @@ def run(cell: Cell, out: Path) -> None:
 
 def measured(cell: Cell, deletion: Any, child: Any, out: Path) -> dict[str, Any]:
     """TOFU's figures, the scores of records, MUSE's metrics and robustness, and the CPU seconds of each."""
-    from sordino.unlearn.muse import knowledge_memorisation, verbatim_memorisation
-    from sordino.unlearn.scoring import sampled, score
-    from sordino.unlearn.tofu import questions
-    from sordino.unlearn.tofu_asking import evaluate, trained_on
+    from sordino.unlearn.measuring.muse import knowledge_memorisation, verbatim_memorisation
+    from sordino.unlearn.measuring.scoring import sampled, score
+    from sordino.unlearn.measuring.tofu import questions
+    from sordino.unlearn.measuring.tofu_asking import evaluate, trained_on
 
     marks = [time.process_time()]
 
@@ -159,8 +159,8 @@ def tried(cell: Cell, out: Path, rates: Sequence[float]) -> float | None:
     """
     import torch
 
-    from sordino.unlearn.measures import mean_of
-    from sordino.unlearn.scoring import score
+    from sordino.unlearn.measuring.measures import mean_of
+    from sordino.unlearn.measuring.scoring import score
 
     torch.set_num_threads(1)
     base = started(out / "runs" / cell.base)

@@ -8,8 +8,8 @@ import msgspec
 from page import NOT_RUN
 
 from sordino.results import Estimate, Scores
-from sordino.unlearn.measures import leak_against, metrics_of
-from sordino.unlearn.tofu import DEFINITIONS, Tofu
+from sordino.unlearn.measuring.measures import leak_against, metrics_of
+from sordino.unlearn.measuring.tofu import DEFINITIONS, Tofu
 
 Result = Mapping[str, Any]
 Results = Mapping[tuple[str, str, str, int], Result]

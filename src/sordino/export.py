@@ -16,7 +16,7 @@ from sordino.report.card import Artefact, render_card
 from sordino.results import AuditReport, RunCard
 from sordino.run import Run, write_atomic, write_folder
 from sordino.train.reading import classes_of
-from sordino.unlearn.exports import remember_export
+from sordino.unlearn.requests.exports import remember_export
 
 __all__ = ["export"]
 

@@ -267,7 +267,7 @@ def run_qualify(run: Path | None, method: str, settings: Sequence[str], how: tup
     """Hold a method against training anew on simulated requests."""
     from sordino.unlearn.methods import discover, named
     from sordino.unlearn.planning import settled
-    from sordino.unlearn.qualifying import qualify
+    from sordino.unlearn.verifying.qualifying import qualify
 
     seeds, subjects = how
     chosen = named(method, discover())
@@ -300,7 +300,7 @@ def run_certify(  # noqa: PLR0913 - each is an option of its own
 ) -> int:
     """Issue a certificate, and list or remove what still holds the deleted."""
     from sordino.unlearn.flow import find
-    from sordino.unlearn.purge import holdings
+    from sordino.unlearn.requests.purge import holdings
 
     transaction = find(_asked_on(run), request, say=say)
     if dry_run:
@@ -325,7 +325,7 @@ def run_certify(  # noqa: PLR0913 - each is an option of its own
 
 def run_check(certificate: Path, key: str | None, as_json: bool) -> int:
     """Check a certificate, without torch."""
-    from sordino.unlearn.checking import check
+    from sordino.unlearn.certificates.checking import check
 
     found = check(certificate, key=key)
     if as_json:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sordino.errors import AuditError
-from sordino.unlearn.metrics import (
+from sordino.unlearn.measuring.metrics import (
     choice_probability,
     exact_memorisation,
     extraction_strength,

@@ -26,12 +26,12 @@ from sordino.results import (
     Verification,
 )
 from sordino.stats import mean_interval
-from sordino.unlearn.certificate import Parts, issue, prove
-from sordino.unlearn.reading import identity
+from sordino.unlearn.certificates.certificate import Parts, issue, prove
+from sordino.unlearn.certificates.reading import identity
 
 KEY = Ed25519PrivateKey.from_private_bytes(b"\x01" * 32)
 OTHER = Ed25519PrivateKey.from_private_bytes(b"\x02" * 32)
-MODULE = "sordino.unlearn.verification"
+MODULE = "sordino.unlearn.verifying.verification"
 
 
 def leaf(number):

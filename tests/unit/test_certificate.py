@@ -10,9 +10,9 @@ import pytest
 from sordino.errors import RunError, UnlearningError
 from sordino.evidence import Tree, digest, public_hex
 from sordino.results import Certificate, Estimate, Scores
-from sordino.unlearn.certificate import issue, prove, read, write
-from sordino.unlearn.checking import check
-from sordino.unlearn.statements import gaps, promise, utility
+from sordino.unlearn.certificates.certificate import issue, prove, read, write
+from sordino.unlearn.certificates.checking import check
+from sordino.unlearn.certificates.statements import gaps, promise, utility
 
 
 @pytest.fixture(autouse=True)
@@ -264,6 +264,6 @@ def test_nothing_is_promised_on_facts_that_were_not_recorded(tier):
 def test_no_field_is_left_to_chance():
     """What is signed has every field, also those that have a default."""
     made = issue(fixtures.evidence(), fixtures.KEY)
-    from sordino.unlearn.reading import plain_of
+    from sordino.unlearn.certificates.reading import plain_of
 
     assert set(plain_of(made)) == {f.name for f in dataclasses.fields(Certificate)}

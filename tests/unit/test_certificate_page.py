@@ -13,7 +13,7 @@ from test_report_html import HOSTILE, Page
 from sordino.evidence import Tree
 from sordino.report.text import figure_text, interval_text
 from sordino.results import Manifests, Outcome, Scores
-from sordino.unlearn.page import HEADLINES, SECTIONS, curve_svg, losses_svg, render_certificate
+from sordino.unlearn.certificates.page import HEADLINES, SECTIONS, curve_svg, losses_svg, render_certificate
 
 
 @pytest.fixture(scope="module")

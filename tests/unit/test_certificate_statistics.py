@@ -9,10 +9,10 @@ import pytest
 from test_checking import found_out, leaves, mutated
 
 from sordino.results import DeletionRequest, Estimate, Margins, Qualification, Qualified, Robustness, encode
-from sordino.unlearn.certificate import issue
-from sordino.unlearn.checking import check
+from sordino.unlearn.certificates.certificate import issue
+from sordino.unlearn.certificates.checking import check
 
-statistics = pytest.importorskip("sordino.unlearn.verification")
+statistics = pytest.importorskip("sordino.unlearn.verifying.verification")
 
 ESTIMATE = Estimate(value=0.01, low=-0.02, high=0.04, n=40, method="DeLong")
 

@@ -13,7 +13,7 @@ import pytest
 from sordino.errors import ConfigError, RunError, SordinoError
 from sordino.evidence import public_hex
 from sordino.results import encode
-from sordino.unlearn.checking import check
+from sordino.unlearn.certificates.checking import check
 
 
 @pytest.fixture(autouse=True)
@@ -237,8 +237,8 @@ import sys
 import certificate_fixtures as fixtures
 sys.modules[fixtures.MODULE] = fixtures.stand_in()
 from pathlib import Path
-from sordino.unlearn.certificate import issue, write
-from sordino.unlearn.checking import check
+from sordino.unlearn.certificates.certificate import issue, write
+from sordino.unlearn.certificates.checking import check
 found = check(write(issue(fixtures.evidence(), fixtures.KEY), Path(sys.argv[1])))
 print(found.sound, sorted({"torch", "transformers", "peft"} & set(sys.modules)))
 """

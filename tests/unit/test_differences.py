@@ -2,7 +2,7 @@
 
 import pytest
 
-from sordino.unlearn.differences import differing
+from sordino.unlearn.certificates.differences import differing
 
 VALUE = {"rows": [{"low": 0.1, "n": 3, "name": "auc", "value": None}], "note": "x", "ok": True}
 

@@ -129,6 +129,6 @@ def test_a_run_from_before_manifests_says_what_to_do(tmp_path):
 
 
 def test_no_model_is_loaded_for_manifests_and_ledgers():
-    code = "import sys, sordino.manifest, sordino.deletions, sordino.unlearn.exports\n"
+    code = "import sys, sordino.manifest, sordino.deletions, sordino.unlearn.requests.exports\n"
     code += "assert not {'torch', 'transformers', 'peft'} & set(sys.modules), sorted(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -15,7 +15,7 @@ from sordino.unlearn import methods
 from sordino.unlearn.base import Method
 from sordino.unlearn.losses import FORGET
 from sordino.unlearn.methods import discover, named
-from sordino.unlearn.trials import Trial, write_trials
+from sordino.unlearn.tuning.trials import Trial, write_trials
 
 APPROXIMATE = (*FORGET, "rmu", "task_vector")
 

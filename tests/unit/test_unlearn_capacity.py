@@ -16,7 +16,7 @@ from sordino.records import Example, Message, Record, Split
 from sordino.results import DeletionRequest
 from sordino.run import Run
 from sordino.unlearn.base import Deletion
-from sordino.unlearn.capacity import Guarantee, capacity, check_capacity, guarantee_of
+from sordino.unlearn.verifying.capacity import Guarantee, capacity, check_capacity, guarantee_of
 
 RELATION = "add-or-remove-one"
 SAMPLED = poisson_gaussian(0.02, 1.0, 60, units=1000, cap=None)
@@ -189,7 +189,7 @@ def test_a_step_that_only_the_journal_knows_of_counts(run):
 
 
 def test_the_curve_is_computed_once(run, monkeypatch):
-    from sordino.unlearn import capacity as module
+    from sordino.unlearn.verifying import capacity as module
 
     calls, real = [], module.deltas
     monkeypatch.setattr(module, "deltas", lambda *a, **k: calls.append(1) or real(*a, **k))

@@ -24,9 +24,9 @@ from sordino.unlearn.base import Child, create_child, finish_child, unlearner
 from sordino.unlearn.methods.do_nothing import do_nothing
 from sordino.unlearn.methods.dp import dp
 from sordino.unlearn.methods.retrain import retrain
-from sordino.unlearn.qualifying import fitting, qualifications, qualify
 from sordino.unlearn.requests import new_request, resolve
-from sordino.unlearn.verification import requalify
+from sordino.unlearn.verifying.qualifying import fitting, qualifications, qualify
+from sordino.unlearn.verifying.verification import requalify
 
 WORDS = ("amber", "basil", "cedar", "delta", "ember", "fjord", "grove", "hazel", "inlet", "juniper", "kelp", "larch")
 
@@ -207,7 +207,7 @@ def counted(monkeypatch):
         from safetensors.torch import save_file
 
         from sordino.run import write_folder
-        from sordino.unlearn.copying import copy_model
+        from sordino.unlearn.tuning.copying import copy_model
 
         calls.append(("shrink", child.seed))
         copy_model(deletion.run, child.run)
@@ -275,7 +275,7 @@ def test_a_qualification_goes_on_where_it_was_stopped(run, counted):
 
 def test_those_who_asked_are_never_drawn(run, counted, monkeypatch):
     from sordino.deletions import Deletions
-    from sordino.unlearn import qualifying
+    from sordino.unlearn.verifying import qualifying
 
     real = [e.record.unit for e in load_split(run.records).training][-3:]
     deletions, request = Deletions.open(run.path.parent), new_request(run, "subject", sorted(set(real)))

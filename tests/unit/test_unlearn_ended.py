@@ -14,9 +14,9 @@ from sordino.run import Run
 from sordino.unlearn.base import Child, create_child, finish_child
 from sordino.unlearn.flow import Transaction
 from sordino.unlearn.methods import named
-from sordino.unlearn.opening import reopen
 from sordino.unlearn.planning import Policy, options
 from sordino.unlearn.proving import Proofs, shown_by
+from sordino.unlearn.tuning.opening import reopen
 
 ROWS = [{"text": f"row {n} says something of its own, number {n * 7}"} for n in range(160)]
 

@@ -17,12 +17,12 @@ from sordino.model import load as load_model
 from sordino.model import on_adapter, restore, save, weights_digest
 from sordino.run import Run
 from sordino.train.checkpoint import save_checkpoint
-from sordino.unlearn import second
 from sordino.unlearn.base import finish_child
+from sordino.unlearn.measuring.scoring import score
 from sordino.unlearn.methods import discover
-from sordino.unlearn.opening import pieces, reopen
 from sordino.unlearn.robustness.attacked import loss_of
-from sordino.unlearn.scoring import score
+from sordino.unlearn.tuning import second
+from sordino.unlearn.tuning.opening import pieces, reopen
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*will be removed in v6:FutureWarning")
 SETTINGS = {
@@ -145,8 +145,8 @@ def test_the_uniform_loss_is_that_of_torch_and_0_where_all_is_alike():
 
 def test_an_assistants_steps_are_its_loss_on_one_record_after_the_other(deletion):
     from sordino.train.objective import Objective
-    from sordino.unlearn.retaining import Retained
-    from sordino.unlearn.steps import Epochs
+    from sordino.unlearn.tuning.retaining import Retained
+    from sordino.unlearn.tuning.steps import Epochs
 
     opened = reopen(deletion)
     forget = pieces(deletion.forget, opened.serializer)

@@ -11,7 +11,7 @@ from scipy.stats import t as student
 
 from sordino.errors import UnlearningError
 from sordino.results import Scores
-from sordino.unlearn.measures import attack_scores, auc_against, leak_against, mean_of, metrics_of
+from sordino.unlearn.measuring.measures import attack_scores, auc_against, leak_against, mean_of, metrics_of
 
 
 def columns(rng, records, subjects, mean, *, first=0):
@@ -108,6 +108,6 @@ def test_missing_and_broken_scores_are_no_evidence():
 
 def test_no_torch():
     code = (
-        "import sys; import sordino.unlearn.measures; assert not {'torch', 'transformers', 'peft'} & set(sys.modules)"
+        "import sys, sordino.unlearn.measuring.measures; assert not {'torch', 'transformers', 'peft'} & {*sys.modules}"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -14,9 +14,9 @@ from sordino.manifest import manifest_of, write_manifest
 from sordino.records import load as load_split
 from sordino.run import Run
 from sordino.unlearn.base import create_child
-from sordino.unlearn.exports import exports_of, remember_export
-from sordino.unlearn.purge import holdings, purge
 from sordino.unlearn.requests import new_request, resolve
+from sordino.unlearn.requests.exports import exports_of, remember_export
+from sordino.unlearn.requests.purge import holdings, purge
 
 PRIVATE = (
     "checkpoints/last/state.safetensors", "checkpoints/best/state.safetensors", "checkpoints/.last.x/a",
@@ -142,7 +142,7 @@ def test_a_dry_run_touches_nothing_and_a_purge_leaves_what_is_of_nobody(told):
 
 
 def test_a_purge_that_was_interrupted_is_made_again(told, monkeypatch):
-    from sordino.unlearn import purge as module
+    from sordino.unlearn.requests import purge as module
 
     run, request, child = told
     carried_out(run, request, child)
@@ -169,7 +169,7 @@ def test_a_purge_that_was_interrupted_is_made_again(told, monkeypatch):
 
 
 def test_what_cannot_be_removed_is_told_and_the_rest_goes(told, monkeypatch):
-    from sordino.unlearn import purge as module
+    from sordino.unlearn.requests import purge as module
 
     run, request, child = told
     carried_out(run, request, child)

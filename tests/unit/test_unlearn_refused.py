@@ -11,8 +11,8 @@ from sordino.errors import UnlearningError
 from sordino.model import Model, save
 from sordino.records import Message
 from sordino.unlearn.methods import named
-from sordino.unlearn.opening import Opened
-from sordino.unlearn.refusals import REFUSALS
+from sordino.unlearn.tuning.opening import Opened
+from sordino.unlearn.tuning.refusals import REFUSALS
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,7 @@ def test_better_answers_are_drawn_by_the_seed_of_the_child(monkeypatch, deletion
 
 
 def test_a_model_that_knows_nothing_but_the_answer_makes_up_none(monkeypatch, deletions):
-    from sordino.unlearn import alternatives
+    from sordino.unlearn.tuning import alternatives
 
     asked = []
 

@@ -17,8 +17,8 @@ from sordino.records.split import comparable_text
 from sordino.results import DeletionRequest
 from sordino.run import Run
 from sordino.unlearn.base import create_child
-from sordino.unlearn.copies import near_duplicates, planted_passages
 from sordino.unlearn.requests import lineage, names_from, new_request, resolve
+from sordino.unlearn.requests.copies import near_duplicates, planted_passages
 
 
 @pytest.fixture(scope="module")

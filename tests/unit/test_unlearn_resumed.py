@@ -14,7 +14,7 @@ from sordino.train.checkpoint import trainable
 from sordino.train.progress import Progress
 from sordino.unlearn.methods import named
 from sordino.unlearn.methods.task_vector import negated
-from sordino.unlearn.opening import make_tunable
+from sordino.unlearn.tuning.opening import make_tunable
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from unlearn_fixtures import alone, deletion_of, greedily, rouge_recall, tuned_r
 from sordino.audit.collecting import Collector
 from sordino.errors import UnlearningError
 from sordino.records import Message, Record
-from sordino.unlearn.answers import LONGEST, answer_start, beginning
-from sordino.unlearn.scoring import sampled, score, scores_folder
+from sordino.unlearn.measuring.answers import LONGEST, answer_start, beginning
+from sordino.unlearn.measuring.scoring import sampled, score, scores_folder
 
 ASKED = [
     {"prompt": f"Who lives in flat {i}?", "completion": f"A person who has the {i * 37 % 101} keys of it."}
@@ -80,7 +80,7 @@ def test_no_token_of_a_record_stays_and_nothing_is_computed_twice(run, monkeypat
     assert folder.stat().st_mode & 0o777 == folder.parent.stat().st_mode & 0o777 == 0o700
     assert not list(folder.rglob("statistics.safetensors")) and not (run.private / "signals").exists()
     monkeypatch.setattr(Collector, "statistics", lambda *a: pytest.fail("a second pass"))
-    monkeypatch.setattr("sordino.unlearn.scoring.overlap", lambda *a: pytest.fail("a second generation"))
+    monkeypatch.setattr("sordino.unlearn.measuring.scoring.overlap", lambda *a: pytest.fail("a second generation"))
     assert score(run, deletion) == first
 
 

@@ -9,10 +9,10 @@ from forgetting_fixtures import child_of, deletion_of, forgotten, learned
 from sordino.errors import RunError, TrainingError, UnlearningError
 from sordino.model import save
 from sordino.results import Cost
-from sordino.unlearn import searching
 from sordino.unlearn.methods import named
-from sordino.unlearn.searching import search, search_half, search_validation
-from sordino.unlearn.trials import read_trials, spent_searching
+from sordino.unlearn.tuning import searching
+from sordino.unlearn.tuning.searching import search, search_half, search_validation
+from sordino.unlearn.tuning.trials import read_trials, spent_searching
 
 GRID = {"learning_rate": (1e-4, 1e-3, 1e-2), "epochs": (1, 4)}
 FAST = {"batch_size": 4, "schedule": "constant", "warmup": 0.0}

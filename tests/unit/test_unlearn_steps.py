@@ -16,9 +16,9 @@ from sordino.train.collate import collate
 from sordino.train.loop import train
 from sordino.train.objective import Objective
 from sordino.unlearn.losses import FORGET, RETAIN, Logits
-from sordino.unlearn.reference import Frozen, token_logprobs
-from sordino.unlearn.retaining import Retained
-from sordino.unlearn.steps import Epochs, Item, Limit, LossSteps, Total, packed
+from sordino.unlearn.tuning.reference import Frozen, token_logprobs
+from sordino.unlearn.tuning.retaining import Retained
+from sordino.unlearn.tuning.steps import Epochs, Item, Limit, LossSteps, Total, packed
 
 CPU = torch.device("cpu")
 

@@ -10,8 +10,8 @@ import pytest
 from audit_fixtures import figure
 
 from sordino.results import Robustness, Scores
-from sordino.unlearn.measures import auc_against, leak_against
-from sordino.unlearn.tofu import TOFU_SETS, Tofu
+from sordino.unlearn.measuring.measures import auc_against, leak_against
+from sordino.unlearn.measuring.tofu import TOFU_SETS, Tofu
 
 
 @pytest.fixture

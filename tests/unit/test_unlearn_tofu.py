@@ -15,9 +15,9 @@ from sordino.audit.collecting import Collector
 from sordino.errors import DataError, UnlearningError
 from sordino.records.store import load as load_split
 from sordino.similarity import rouge_l
-from sordino.unlearn.muse import knowledge_memorisation, verbatim_memorisation
-from sordino.unlearn.tofu import TOFU_SETS, questions
-from sordino.unlearn.tofu_asking import as_record, evaluate, trained_on
+from sordino.unlearn.measuring.muse import knowledge_memorisation, verbatim_memorisation
+from sordino.unlearn.measuring.tofu import TOFU_SETS, questions
+from sordino.unlearn.measuring.tofu_asking import as_record, evaluate, trained_on
 
 ROWS = [{"prompt": f"Who is A{i}?", "completion": f"A{i} is a writer of {i % 7} books."} for i in range(120)]
 
@@ -159,5 +159,5 @@ def test_verbatim_and_knowledge_memorisation_are_means_of_rouge(run, folder):
 
 
 def test_reading_and_judging_needs_no_torch():
-    code = "import sys; import sordino.unlearn.tofu; assert not {'torch', 'transformers', 'peft'} & set(sys.modules)"
+    code = "import sys, sordino.unlearn.measuring.tofu; assert not {'torch', 'transformers', 'peft'} & {*sys.modules}"
     subprocess.run([sys.executable, "-c", code], check=True)

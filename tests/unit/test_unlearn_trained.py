@@ -13,9 +13,9 @@ from sordino.manifest import manifest_of, write_manifest
 from sordino.records import load as load_split
 from sordino.train.flow import fine_tune, prepare
 from sordino.unlearn.base import create_child
-from sordino.unlearn.exports import exports_of
-from sordino.unlearn.purge import holdings, purge
 from sordino.unlearn.requests import new_request, resolve
+from sordino.unlearn.requests.exports import exports_of
+from sordino.unlearn.requests.purge import holdings, purge
 
 
 def test_from_training_to_a_purge(tmp_path):

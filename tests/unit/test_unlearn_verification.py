@@ -22,8 +22,8 @@ from sordino.results import (
     decode,
     encode,
 )
-from sordino.unlearn.comparing import compare_models, compare_requests, seed_metrics, together
-from sordino.unlearn.verification import Evidence, recompute, requalify, verify
+from sordino.unlearn.verifying.comparing import compare_models, compare_requests, seed_metrics, together
+from sordino.unlearn.verifying.verification import Evidence, recompute, requalify, verify
 
 REQUEST = DeletionRequest(id="0123456789ab", created="2026-11-22", run="r", kind="subject", names=("u1",))
 MANY = 400
@@ -241,7 +241,7 @@ def test_it_is_computed_again_from_what_is_written(given):
 
 def test_it_needs_no_torch():
     code = (
-        "import sys, sordino.unlearn.verification\n"
+        "import sys, sordino.unlearn.verifying.verification\n"
         "print([m for m in ('torch', 'transformers', 'peft') if m in sys.modules])"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -120,7 +120,7 @@ class Transaction:
         child = dataclasses.replace(child, settings=settings)
         if not budget:
             return child
-        from sordino.unlearn.searching import search
+        from sordino.unlearn.tuning.searching import search
 
         self.say(f"searching the settings of {plan.method}: {budget} trials")
         return search(deletion, child, plan.method, budget)
@@ -136,8 +136,8 @@ class Transaction:
 
     def scores(self, which: Literal["before", "after"]) -> Scores:
         """What the model says of the records, before or after; measured once."""
+        from sordino.unlearn.measuring.scoring import score
         from sordino.unlearn.proving import evaluated
-        from sordino.unlearn.scoring import score
 
         path = self.folder / f"scores-{which}.json"
         if not path.exists():

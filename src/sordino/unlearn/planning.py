@@ -7,7 +7,7 @@ from typing import Any
 from sordino.errors import UnlearningError
 from sordino.results import Tier, UnlearnPlan
 from sordino.unlearn.base import Deletion, Method
-from sordino.unlearn.settings import all_given
+from sordino.unlearn.tuning.settings import all_given
 
 __all__ = ["DEFAULT_METHOD", "Option", "Policy", "decide", "options", "settled"]
 
@@ -86,7 +86,7 @@ def _shards(deletion: Deletion) -> Option:
 
 
 def _private(deletion: Deletion, policy: Policy, spent: int) -> Option:
-    from sordino.unlearn.capacity import check_capacity
+    from sordino.unlearn.verifying.capacity import check_capacity
 
     promise = "the model as it is, (ε, δ)-close to one without them"
 

@@ -28,11 +28,11 @@ from sordino.results import (
 )
 from sordino.run import Run, write_atomic
 from sordino.unlearn.base import Deletion
-from sordino.unlearn.certificate import prove
+from sordino.unlearn.certificates.certificate import prove
 
 if TYPE_CHECKING:
     from sordino.unlearn.flow import Transaction
-    from sordino.unlearn.holdings import Holding
+    from sordino.unlearn.requests.holdings import Holding
 
 __all__ = ["Proofs", "certified", "evaluated", "facts_of", "proofs_of", "shown_by", "verified"]
 
@@ -84,7 +84,7 @@ def evaluated(deletion: Deletion, child: Run, plan: UnlearnPlan) -> Deletion:
     """The deletion with the records that it may be judged by: of held-out ones, only those that no search has seen."""
     if not plan.settings.get("search"):
         return deletion
-    from sordino.unlearn.searching import search_half, search_validation
+    from sordino.unlearn.tuning.searching import search_half, search_validation
 
     seed = int(child.card.unlearning["seed"])
     never = search_half(deletion.never, seed)[1]
@@ -136,10 +136,10 @@ def shown_by(transaction: "Transaction", proofs: Proofs) -> dict[str, bool]:
 
 
 def verified(transaction: "Transaction", named: str | None, *, robustness: bool) -> Verification:
-    """Measure what is left, try to bring it back, and judge; see `sordino.unlearn.verification`."""
-    from sordino.unlearn.qualifying import fitting
+    """Measure what is left, try to bring it back, and judge; see `sordino.unlearn.verifying.verification`."""
     from sordino.unlearn.robustness import measure
-    from sordino.unlearn.verification import Evidence, verify
+    from sordino.unlearn.verifying.qualifying import fitting
+    from sordino.unlearn.verifying.verification import Evidence, verify
 
     plan, child = transaction.planned, transaction.child
     proofs = proofs_of(transaction)
@@ -204,9 +204,9 @@ def certified(transaction: "Transaction", key: Path, *, issuer: str, purge: bool
     Everything that the runs alone can tell is read before anything is removed. Raises `UnlearningError` where the
     verification failed: nothing is certified then.
     """
-    from sordino.unlearn.certificate import Parts, issue, write
-    from sordino.unlearn.purge import holdings
-    from sordino.unlearn.purge import purge as remove
+    from sordino.unlearn.certificates.certificate import Parts, issue, write
+    from sordino.unlearn.requests.purge import holdings
+    from sordino.unlearn.requests.purge import purge as remove
 
     verification, plan, child = transaction.verification, transaction.planned, transaction.child
     if verification.outcome == "fail":

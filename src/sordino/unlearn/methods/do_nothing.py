@@ -4,7 +4,7 @@ import time
 
 from sordino.results import Cost
 from sordino.unlearn.base import Child, Deletion, unlearner
-from sordino.unlearn.copying import copy_model
+from sordino.unlearn.tuning.copying import copy_model
 
 __all__ = ["do_nothing"]
 

@@ -7,8 +7,8 @@ from typing import Any
 from sordino.errors import UnlearningError
 from sordino.results import Cost
 from sordino.unlearn.base import Child, Deletion, unlearner
-from sordino.unlearn.capacity import Capacity, check_capacity
-from sordino.unlearn.copying import copy_model
+from sordino.unlearn.tuning.copying import copy_model
+from sordino.unlearn.verifying.capacity import Capacity, check_capacity
 
 __all__ = ["dp"]
 

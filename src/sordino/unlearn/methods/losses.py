@@ -8,14 +8,14 @@ from sordino.errors import UnlearningError
 from sordino.results import Cost
 from sordino.serialize import Tokens
 from sordino.unlearn import losses
-from sordino.unlearn.alternatives import make_alternatives
 from sordino.unlearn.base import Child, Deletion, Method, Needs
-from sordino.unlearn.opening import Streams, pieces, seeded
-from sordino.unlearn.refusals import REFUSALS, answered, check_answers, given_answers, refusals, whole
-from sordino.unlearn.retaining import Retained
-from sordino.unlearn.settings import STEPPING, all_given, loss_parameters
-from sordino.unlearn.steps import Epochs, Item, LossSteps, Total
-from sordino.unlearn.tuning import Worked, begin, tune
+from sordino.unlearn.tuning.alternatives import make_alternatives
+from sordino.unlearn.tuning.opening import Streams, pieces, seeded
+from sordino.unlearn.tuning.refusals import REFUSALS, answered, check_answers, given_answers, refusals, whole
+from sordino.unlearn.tuning.retaining import Retained
+from sordino.unlearn.tuning.settings import STEPPING, all_given, loss_parameters
+from sordino.unlearn.tuning.steps import Epochs, Item, LossSteps, Total
+from sordino.unlearn.tuning.working import Worked, begin, tune
 
 __all__ = ["METHODS"]
 

@@ -17,12 +17,12 @@ from sordino.train.collate import collate
 from sordino.train.objective import Objective, autocast
 from sordino.unlearn.base import Child, Deletion, unlearner
 from sordino.unlearn.losses import control_distance
-from sordino.unlearn.opening import Streams, count_targets, pieces, seeded
-from sordino.unlearn.reference import Frozen
-from sordino.unlearn.retaining import Retained
-from sordino.unlearn.settings import STEPPING, all_given
-from sordino.unlearn.steps import HINT, Epochs, Limit
-from sordino.unlearn.tuning import begin, tune
+from sordino.unlearn.tuning.opening import Streams, count_targets, pieces, seeded
+from sordino.unlearn.tuning.reference import Frozen
+from sordino.unlearn.tuning.retaining import Retained
+from sordino.unlearn.tuning.settings import STEPPING, all_given
+from sordino.unlearn.tuning.steps import HINT, Epochs, Limit
+from sordino.unlearn.tuning.working import begin, tune
 
 __all__ = ["rmu"]
 

@@ -17,9 +17,9 @@ from sordino.train.loop import train
 from sordino.train.progress import Progress
 from sordino.train.validation import validation_loss
 from sordino.unlearn.base import Child, Deletion, unlearner
-from sordino.unlearn.opening import pieces, tuned_state
-from sordino.unlearn.settings import STEPPING, UnsuitedSettings, all_given, train_config
-from sordino.unlearn.tuning import Worked, begin, finish
+from sordino.unlearn.tuning.opening import pieces, tuned_state
+from sordino.unlearn.tuning.settings import STEPPING, UnsuitedSettings, all_given, train_config
+from sordino.unlearn.tuning.working import Worked, begin, finish
 
 __all__ = ["negated", "task_vector"]
 

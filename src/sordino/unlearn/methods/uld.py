@@ -3,11 +3,11 @@
 from sordino.errors import UnlearningError
 from sordino.results import Cost
 from sordino.unlearn.base import Child, Deletion, unlearner
-from sordino.unlearn.opening import pieces
-from sordino.unlearn.retaining import Retained
-from sordino.unlearn.second import TRAINING, Reversed, open_for_second
-from sordino.unlearn.settings import all_given
-from sordino.unlearn.steps import Epochs
+from sordino.unlearn.tuning.opening import pieces
+from sordino.unlearn.tuning.retaining import Retained
+from sordino.unlearn.tuning.second import TRAINING, Reversed, open_for_second
+from sordino.unlearn.tuning.settings import all_given
+from sordino.unlearn.tuning.steps import Epochs
 
 __all__ = ["uld"]
 

@@ -3,9 +3,9 @@
 from sordino.errors import UnlearningError
 from sordino.results import Cost
 from sordino.unlearn.base import Child, Deletion, unlearner
-from sordino.unlearn.opening import pieces
-from sordino.unlearn.second import TRAINING, open_for_second
-from sordino.unlearn.settings import all_given
+from sordino.unlearn.tuning.opening import pieces
+from sordino.unlearn.tuning.second import TRAINING, open_for_second
+from sordino.unlearn.tuning.settings import all_given
 
 __all__ = ["whp"]
 

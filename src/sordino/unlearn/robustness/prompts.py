@@ -11,7 +11,7 @@ from sordino.model import Model
 from sordino.records import Message, Record
 from sordino.results import Robustness
 from sordino.serialize import Tokens
-from sordino.unlearn.metrics import extraction_strength
+from sordino.unlearn.measuring.metrics import extraction_strength
 from sordino.unlearn.robustness.attacked import Attacked, Sample, area, estimated, labels, loss_of
 
 __all__ = ["BEFORE", "REWORDINGS", "Paraphrases", "prompts", "reworded"]

@@ -20,7 +20,7 @@ from sordino.errors import UnlearningError
 from sordino.records.store import load, save
 from sordino.results import DeletionRequest, Notice
 from sordino.run import Run
-from sordino.unlearn.holdings import Asked, Holding, holdings, is_inside, kept_child, masks_for
+from sordino.unlearn.requests.holdings import Asked, Holding, holdings, is_inside, kept_child, masks_for
 
 __all__ = ["Holding", "holdings", "purge"]
 

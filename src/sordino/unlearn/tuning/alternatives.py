@@ -11,8 +11,8 @@ from sordino.generate import Request, generate
 from sordino.records import Example
 from sordino.run import Run
 from sordino.serialize import Serializer
-from sordino.unlearn.opening import Opened
-from sordino.unlearn.refusals import answered, whole
+from sordino.unlearn.tuning.opening import Opened
+from sordino.unlearn.tuning.refusals import answered, whole
 
 __all__ = ["make_alternatives"]
 

@@ -13,9 +13,9 @@ import msgspec
 from sordino.errors import SordinoError, first_line
 from sordino.evidence import canonical, code_digest, read_public, verify, verify_absence, verify_inclusion
 from sordino.results import Certificate, Columns, Scores
-from sordino.unlearn.differences import differing
-from sordino.unlearn.reading import identity, parsed, plain_of, signed_bytes
-from sordino.unlearn.statements import gaps, judged, limits, promise, unknown, utility
+from sordino.unlearn.certificates.differences import differing
+from sordino.unlearn.certificates.reading import identity, parsed, plain_of, signed_bytes
+from sordino.unlearn.certificates.statements import gaps, judged, limits, promise, unknown, utility
 
 __all__ = ["Check", "Checked", "check", "examined"]
 
@@ -218,7 +218,7 @@ def _paired(before: Scores, after: Scores, name: str) -> None:
 def _statistics(certificate: Certificate) -> str:
     if certificate.before is None or certificate.after is None:
         raise _Unchecked("There are no scores to compute them from.")
-    from sordino.unlearn.verification import recompute
+    from sordino.unlearn.verifying.verification import recompute
 
     again = recompute(certificate.verification, certificate.before, certificate.after)
     other = list(differing(msgspec.to_builtins(certificate.verification), msgspec.to_builtins(again)))

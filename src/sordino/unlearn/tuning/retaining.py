@@ -6,7 +6,7 @@ from functools import cached_property
 from sordino.errors import UnlearningError
 from sordino.records import Example
 from sordino.serialize import Serializer, Tokens
-from sordino.unlearn.opening import Streams, seeded
+from sordino.unlearn.tuning.opening import Streams, seeded
 
 __all__ = ["Retained"]
 

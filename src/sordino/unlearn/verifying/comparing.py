@@ -12,7 +12,7 @@ import numpy as np
 from sordino import stats
 from sordino.errors import SordinoError
 from sordino.results import UNBOUNDED, Columns, Comparison, Estimate, Margins, Outcome, Scores
-from sordino.unlearn.measures import attack_scores, metrics_of
+from sordino.unlearn.measuring.measures import attack_scores, metrics_of
 
 __all__ = ["MISSING", "compare_models", "compare_requests", "seed_metrics", "together"]
 

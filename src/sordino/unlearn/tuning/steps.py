@@ -13,9 +13,9 @@ from sordino.serialize import Tokens
 from sordino.train.collate import Batch, collate, epoch_batches
 from sordino.train.objective import Objective
 from sordino.unlearn.losses import IGNORED, Logits
-from sordino.unlearn.opening import count_targets
-from sordino.unlearn.reference import Frozen, token_logprobs
-from sordino.unlearn.retaining import Retained
+from sordino.unlearn.tuning.opening import count_targets
+from sordino.unlearn.tuning.reference import Frozen, token_logprobs
+from sordino.unlearn.tuning.retaining import Retained
 
 __all__ = ["Epochs", "Item", "Limit", "LossSteps", "Total", "packed"]
 

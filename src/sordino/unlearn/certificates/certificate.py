@@ -26,9 +26,9 @@ from sordino.results import (
     encode,
 )
 from sordino.run import write_atomic
-from sordino.unlearn.checking import examined
-from sordino.unlearn.reading import identity, parsed, plain_of, signed_bytes
-from sordino.unlearn.statements import gaps, judged, limits, promise, utility
+from sordino.unlearn.certificates.checking import examined
+from sordino.unlearn.certificates.reading import identity, parsed, plain_of, signed_bytes
+from sordino.unlearn.certificates.statements import gaps, judged, limits, promise, utility
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -144,7 +144,7 @@ def write(certificate: Certificate, folder: Path) -> Path:
 
     The page comes first, so that where there is a certificate there is a page.
     """
-    from sordino.unlearn.page import render_certificate
+    from sordino.unlearn.certificates.page import render_certificate
 
     if not folder.is_dir():
         raise RunError(f"There is no folder {folder} for the certificate.", "Make it first.")

@@ -16,10 +16,10 @@ from sordino.records import Record
 from sordino.results import Estimate
 from sordino.run import Run
 from sordino.serialize import Serializer
-from sordino.unlearn.answers import LONGEST, Beginning, beginning, overlap
 from sordino.unlearn.base import Ticker
-from sordino.unlearn.tofu import Question
-from sordino.unlearn.tofu_asking import as_record, roles_of, whole
+from sordino.unlearn.measuring.answers import LONGEST, Beginning, beginning, overlap
+from sordino.unlearn.measuring.tofu import Question
+from sordino.unlearn.measuring.tofu_asking import as_record, roles_of, whole
 
 __all__ = ["ANSWER", "PREFIX", "knowledge_memorisation", "verbatim_memorisation"]
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from sordino import stats
 from sordino.errors import UnlearningError
 from sordino.results import UNBOUNDED, Columns, Estimate, Scores
-from sordino.unlearn.metrics import priv_leak, probability
+from sordino.unlearn.measuring.metrics import priv_leak, probability
 
 __all__ = ["SETS", "Attack", "Set", "attack_scores", "auc_against", "leak_against", "mean_of", "metrics_of"]
 

@@ -18,9 +18,9 @@ from sordino.train.reading import serializer_for
 from sordino.train.validation import validation_loss
 from sordino.unlearn.base import Child, Deletion, Method
 from sordino.unlearn.methods import named
-from sordino.unlearn.opening import Streams, count_targets, seeded, work_folder
-from sordino.unlearn.settings import UnsuitedSettings, all_given
-from sordino.unlearn.trials import FOLDER, Trial, read_trials, write_trials
+from sordino.unlearn.tuning.opening import Streams, count_targets, seeded, work_folder
+from sordino.unlearn.tuning.settings import UnsuitedSettings, all_given
+from sordino.unlearn.tuning.trials import FOLDER, Trial, read_trials, write_trials
 
 __all__ = ["GRID", "search", "search_half", "search_validation"]
 

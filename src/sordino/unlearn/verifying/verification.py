@@ -25,8 +25,8 @@ from sordino.results import (
     Tier,
     Verification,
 )
-from sordino.unlearn.comparing import MISSING, compare_models, compare_requests, together
-from sordino.unlearn.measures import metrics_of
+from sordino.unlearn.measuring.measures import metrics_of
+from sordino.unlearn.verifying.comparing import MISSING, compare_models, compare_requests, together
 
 __all__ = ["LEAST_SEEDS", "SHOWN", "Evidence", "recompute", "requalify", "verify"]
 

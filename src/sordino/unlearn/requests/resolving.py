@@ -24,7 +24,7 @@ from sordino.records.store import load
 from sordino.results import DeletionRequest, RunCard
 from sordino.run import Run
 from sordino.unlearn.base import Deletion
-from sordino.unlearn.copies import Copies
+from sordino.unlearn.requests.copies import Copies
 
 __all__ = ["LARGEST", "lineage", "names_from", "new_request", "resolve"]
 

@@ -2,7 +2,7 @@
 
 Each seed has a request of its own, drawn from the subjects that were trained on and have asked for nothing: the method
 is carried out on it, the run is trained anew without it under another seed, and both are asked about the same records.
-What is compared is the metrics of both, seed by seed (`sordino.unlearn.verification.requalify`).
+What is compared is the metrics of both, seed by seed (`sordino.unlearn.verifying.verification.requalify`).
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ from sordino.records.store import load as load_split
 from sordino.results import Cost, DeletionRequest, Margins, Qualification, decode, encode
 from sordino.run import Run, write_atomic
 from sordino.unlearn.base import Child, Deletion, Method, Say, Ticker, create_child, finish_child
-from sordino.unlearn.comparing import seed_metrics
-from sordino.unlearn.verification import LEAST_SEEDS, requalify
+from sordino.unlearn.verifying.comparing import seed_metrics
+from sordino.unlearn.verifying.verification import LEAST_SEEDS, requalify
 
 __all__ = ["fitting", "qualifications", "qualify"]
 
@@ -294,7 +294,7 @@ def _kept(asked: _Asked, deletion: Deletion, folder: Path, make: Callable[[Path]
     """The metrics of one model, and the tokens it took; the model goes away once it was asked."""
     path = folder.with_suffix(".json")
     if not path.exists():
-        from sordino.unlearn.scoring import score
+        from sordino.unlearn.measuring.scoring import score
 
         folder.mkdir(mode=0o700, exist_ok=True)
         _linked(asked.run, folder)

@@ -19,10 +19,10 @@ from sordino.train.progress import Progress
 from sordino.train.steps import Steps
 from sordino.train.validation import validation_loss
 from sordino.unlearn.base import Child, Deletion
-from sordino.unlearn.opening import Opened, count_targets, reopen, watched, work_folder, workless
-from sordino.unlearn.settings import UnsuitedSettings, train_config
-from sordino.unlearn.steps import Limit
-from sordino.unlearn.trials import spent_searching
+from sordino.unlearn.tuning.opening import Opened, count_targets, reopen, watched, work_folder, workless
+from sordino.unlearn.tuning.settings import UnsuitedSettings, train_config
+from sordino.unlearn.tuning.steps import Limit
+from sordino.unlearn.tuning.trials import spent_searching
 
 __all__ = ["CountedSteps", "Watch", "Worked", "begin", "finish", "share_of_training", "tune"]
 

@@ -12,9 +12,9 @@ from sordino.records.store import load as load_split
 from sordino.run import Run
 from sordino.serialize import Serializer, Tokens
 from sordino.signals import Ragged
-from sordino.unlearn.answers import beginning, overlap
 from sordino.unlearn.base import Ticker
-from sordino.unlearn.tofu import Question, Tofu, TofuSet, columns_of
+from sordino.unlearn.measuring.answers import beginning, overlap
+from sordino.unlearn.measuring.tofu import Question, Tofu, TofuSet, columns_of
 
 __all__ = ["as_record", "evaluate", "roles_of", "trained_on", "whole"]
 

@@ -19,10 +19,10 @@ from sordino.records import Example
 from sordino.results import Columns, Scores
 from sordino.run import Run
 from sordino.signals import Ragged, Statistics, Store
-from sordino.unlearn.answers import LONGEST, beginning, overlap
 from sordino.unlearn.base import Deletion, Ticker
-from sordino.unlearn.measures import SETS
-from sordino.unlearn.metrics import exact_memorisation, extraction_strength
+from sordino.unlearn.measuring.answers import LONGEST, beginning, overlap
+from sordino.unlearn.measuring.measures import SETS
+from sordino.unlearn.measuring.metrics import exact_memorisation, extraction_strength
 
 __all__ = ["LEAST", "LIMIT", "columns_of", "sampled", "score", "scores_folder"]
 

@@ -23,12 +23,12 @@ from sordino.train.objective import Objective
 from sordino.train.progress import Progress
 from sordino.train.steps import Steps
 from sordino.unlearn.base import Child, Deletion
-from sordino.unlearn.opening import Opened, reopen, tuned_state, work_folder, workless
-from sordino.unlearn.retaining import Retained
-from sordino.unlearn.settings import STEPPING, train_config
-from sordino.unlearn.steps import Epochs
-from sordino.unlearn.trials import spent_searching
-from sordino.unlearn.tuning import WORK, share_of_training
+from sordino.unlearn.tuning.opening import Opened, reopen, tuned_state, work_folder, workless
+from sordino.unlearn.tuning.retaining import Retained
+from sordino.unlearn.tuning.settings import STEPPING, train_config
+from sordino.unlearn.tuning.steps import Epochs
+from sordino.unlearn.tuning.trials import spent_searching
+from sordino.unlearn.tuning.working import WORK, share_of_training
 
 __all__ = ["TRAINING", "Reversed", "Second", "open_for_second", "uniform_loss"]
 

@@ -22,9 +22,9 @@ from sordino.records.columns import Rows
 from sordino.records.store import load
 from sordino.results import DeletionRequest
 from sordino.run import Run
-from sordino.unlearn.exports import FILE as EXPORTS
-from sordino.unlearn.exports import exported_digest, exports_of
-from sordino.unlearn.requests import lineage
+from sordino.unlearn.requests.exports import FILE as EXPORTS
+from sordino.unlearn.requests.exports import exported_digest, exports_of
+from sordino.unlearn.requests.resolving import lineage
 
 __all__ = ["Asked", "Holding", "HoldingKind", "Relation", "holdings", "is_inside", "kept_child", "masks_for"]
 

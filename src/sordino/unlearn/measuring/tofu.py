@@ -16,7 +16,7 @@ from jaxtyping import Float
 from sordino import stats
 from sordino.errors import DataError, UnlearningError
 from sordino.results import Columns, Estimate
-from sordino.unlearn.metrics import (
+from sordino.unlearn.measuring.metrics import (
     ForgetQuality,
     choice_probability,
     forget_quality,

@@ -1,0 +1,1 @@
+"""Certificates of deletions: written, read, shown and checked; no torch is loaded."""
