@@ -240,7 +240,8 @@ def _cost(option: Option) -> float:
 
 def _impossible(policy: Policy, found: Sequence[Option]) -> UnlearningError:
     asked = f"the method {policy.method}" if policy.method else f"at least the tier {policy.least}"
-    why = " ".join(f"{o.method}: {o.refused}" for o in found if o.refused and policy.method in (None, o.method))
+    refused = [o for o in found if o.refused and policy.method in (None, o.method)]
+    why = " ".join(o.refused if policy.method else f"{o.method}: {o.refused}" for o in refused)
     lower = [o for o in found if o.method == policy.method and not o.refused]
     if lower:
         why = f"Its tier is {lower[0].tier}, and at least {policy.least} is asked for."
