@@ -22,7 +22,7 @@ FORGETTING = (
 )  # fmt: skip
 KEEPING = (
     "model utility", "validation loss", "relearned, ΔAUC", "int8, ΔAUC", "both checkpoints, AUC",
-    "tokens, % of training", "CPU, % of retraining",
+    "tokens, % of retraining", "CPU, % of retraining",
 )  # fmt: skip
 
 
@@ -68,6 +68,11 @@ class Judged:
         return None if "missing" in found else estimate(found["estimate"])
 
     @property
+    def read(self) -> float:
+        """Tokens read, in equivalents of one forwards and backwards: forwards alone is a third."""
+        return float(self.result["cost"]["tokens"] + self.result["cost"]["forwards"] / 3)
+
+    @property
     def cpu(self) -> float:
         """CPU seconds of forgetting."""
         return float(self.result["cpu_seconds"]["forgetting"])
@@ -96,7 +101,7 @@ def forgetting(there: Sequence[Judged]) -> list[str]:
 
 def keeping(there: Sequence[Judged]) -> list[str]:
     """The fields of what is kept, how robust the forgetting is, and what it cost."""
-    tokens = [j.result["cost"]["share"] for j in there if j.result["cost"]["share"] is not None]
+    tokens = [j.read / j.retrained.read for j in there if j.retrained is not None and j.retrained.read > 0]
     cpu = [j.cpu / j.retrained.cpu for j in there if j.retrained is not None and j.retrained.cpu > 0]
     return [
         spread([j.figures["model_utility"] for j in there]), spread([j.metrics["validation_loss"] for j in there]),

@@ -41,9 +41,21 @@ class Asked:
     subjects: tuple[str, ...] = ()
     records: tuple[str, ...] = ()
     file: Path | None = None
-    kind: Kind = "subject"
+    kind: Kind | None = None
     acknowledged: bool = False
     request: str | None = None
+
+    def check_alone(self, dry_run: bool) -> None:
+        """Raise `ConfigError` where an earlier request is named together with what makes a new one."""
+        given = {
+            "--subject": self.subjects, "--record": self.records, "--names": self.file, "--kind": self.kind,
+            "--acknowledge": self.acknowledged, "--dry-run": dry_run,
+        }  # fmt: skip
+        used = [flag for flag, value in given.items() if value]
+        if used:
+            raise ConfigError(
+                f"--request and {used[0]} are given together.", "A request keeps its names: plan it alone."
+            )
 
     def names(self) -> tuple[Kind, tuple[str, ...]]:
         """What kind of thing is named, and the names; raises `ConfigError` unless it is one kind, and not nothing."""
@@ -55,7 +67,9 @@ class Asked:
             what = "nothing is named" if not used else f"{' and '.join(used)} are given together"
             raise ConfigError(f"For a request, {what}.", "Give --subject, --record, or a file with --names.")
         if self.file is not None:
-            return self.kind, names_from(self.file)
+            return self.kind or "subject", names_from(self.file)
+        if self.kind is not None:
+            raise ConfigError(f"--kind {self.kind} was given without --names.", "It says what is in that file.")
         return ("subject", self.subjects) if self.subjects else ("record", self.records)
 
 
@@ -123,23 +137,28 @@ def _print(value: object) -> None:
 
 def run_plan(run: Path | None, asked: Asked, wanted: Wanted, *, dry_run: bool, as_json: bool) -> int:
     """Receive a request and plan it, or with `dry_run` show what it would be."""
+    from sordino.deletions import Deletions
     from sordino.unlearn.flow import begin, find
     from sordino.unlearn.methods import discover
     from sordino.unlearn.planning import decide, options
     from sordino.unlearn.requests import new_request, resolve
 
-    policy, chosen = wanted.policy(), Run.open(run or newest())
+    policy = wanted.policy()
     if asked.request is not None:
-        return _planned(find(chosen, asked.request, say=say), policy, as_json)
+        asked.check_alone(dry_run)
+        return _planned(find(Run.open(run or newest()), asked.request, say=say), policy, as_json)
     kind, names = asked.names()
+    chosen = Run.open(run or newest())
     if not dry_run:
-        return _planned(begin(chosen, kind, names, acknowledged=asked.acknowledged, say=say), policy, as_json)
+        new = begin(chosen, kind, names, acknowledged=asked.acknowledged, policy=policy, say=say)
+        return _planned(new, policy, as_json)
     deletion = resolve(chosen, new_request(chosen, kind, names, acknowledged=asked.acknowledged))
-    made = decide(deletion, policy, discover())
+    spent = Deletions.open(chosen.path.parent).spent(chosen.card.name)
+    made = decide(deletion, policy, discover(), spent)
     if as_json:
         _print(made)
     else:
-        _show_options(options(deletion, policy, discover()), made.method)
+        _show_options(options(deletion, policy, discover(), spent), made.method)
     return 0
 
 
@@ -152,12 +171,17 @@ def _planned(transaction: "Transaction", policy: "Policy", as_json: bool) -> int
         _print(made)
         return 0
     spent = transaction.deletions.spent(transaction.run.card.name)
-    _show_options(options(transaction.resolved(), policy, discover(), spent), made.method)
-    counts = made.counts
-    say(f"request {made.request}: {counts['forget']:,} records of {counts['subjects']:,} subjects are to be forgotten")
+    deletion = transaction.received or transaction.resolved()
+    _show_options(options(deletion, policy, discover(), spent), made.method)
+    of = f"{_counted(made.counts['forget'], 'record')} of {_counted(made.counts['subjects'], 'subject')}"
+    say(f"request {made.request}: {of} to be forgotten")
     print(made.request)
     say(f"next: `sordino unlearn run {transaction.run.path}`")
     return 0
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _show_options(found: Sequence["Option"], chosen: str) -> None:
@@ -165,7 +189,8 @@ def _show_options(found: Sequence["Option"], chosen: str) -> None:
     for one in found:
         mark = "→" if one.method == chosen else " "
         share = "" if one.share is None else f"{one.share:.1%} of training anew"
-        told = f"not possible. {one.refused}" if one.refused else f"{share}; promises: {one.promise}"
+        told = "; ".join(filter(None, (share, f"promises: {one.promise}")))
+        told = f"not possible. {one.refused}" if one.refused else told
         say(f"{mark} {one.tier:<11}  {one.method:<{width}}  {told}")
 
 
@@ -214,8 +239,20 @@ def run_verify(
         _print(found)
     else:
         _show_verification(found)
-        say(f"next: `sordino unlearn certify {transaction.run.path} --key KEY`")
+        _say_after(found, transaction)
     return EXIT[found.outcome]
+
+
+def _say_after(found: "Verification", transaction: "Transaction") -> None:
+    """What can be done next."""
+    run = transaction.run.path
+    if found.outcome == "fail":
+        say(f"what failed is not certified; with another method: a new request to {transaction.child.path}")
+        return
+    if found.qualification is None and found.tier == "approximate":
+        method = transaction.planned.method
+        say(f"no qualification was cited: `sordino unlearn qualify {run} --method {method}`, then verify again")
+    say(f"next: `sordino unlearn certify {run} --key KEY`")
 
 
 def _show_verification(found: "Verification") -> None:
@@ -231,14 +268,17 @@ def _show_verification(found: "Verification") -> None:
     console.print()
     for one in found.comparisons:
         words = one.metric.replace("_", " ")
-        console.print(f"{one.outcome:<13} {words}: {_figure(one.difference)}, allowed ± {one.margin:.3g}")
+        console.print(
+            f"{one.outcome:<13} {words}: {_figure(one.difference)}, allowed ± {one.margin:.3g}", soft_wrap=True
+        )
     for attack in found.robustness:
-        console.print(f"{'tried':<13} {attack.name.replace('_', ' ')}: {_figure(attack.estimate)}")
+        name = attack.name.replace("_", " ")
+        console.print(f"{'tried':<13} {name}: {_figure(attack.estimate)}", soft_wrap=True, markup=False)
     for name, why in found.untried.items():
-        console.print(f"{'not tried':<13} {name}: {why}")
+        console.print(f"{'not tried':<13} {name}: {why}", soft_wrap=True, markup=False)
     console.print(f"\n[bold]{found.outcome}[/bold]")
     for reason in found.reasons:
-        console.print(f"  {reason}")
+        console.print(f"  {reason}", soft_wrap=True, markup=False)
 
 
 # Of all metrics those that tell at a glance what was forgotten; the certificate has the others too.
@@ -266,15 +306,15 @@ def _figure(estimate: "Estimate | None") -> str:
 def run_qualify(run: Path | None, method: str, settings: Sequence[str], how: tuple[int, int], as_json: bool) -> int:
     """Hold a method against training anew on simulated requests."""
     from sordino.unlearn.methods import discover, named
-    from sordino.unlearn.planning import settled
+    from sordino.unlearn.planning import check_suited, settled
     from sordino.unlearn.verifying.qualifying import qualify
 
     seeds, subjects = how
-    chosen = named(method, discover())
+    chosen, given, on = named(method, discover()), parsed(settings), Run.open(run or newest())
+    check_suited(on, chosen)
     with display() as shown:
         found = qualify(
-            Run.open(run or newest()), method, settled(chosen, parsed(settings)), seeds=seeds, subjects=subjects,
-            ticker=shown.task,
+            on, method, settled(chosen, given), seeds=seeds, subjects=subjects, say=say, ticker=shown.task
         )  # fmt: skip
     if as_json:
         _print(found)
@@ -283,7 +323,9 @@ def run_qualify(run: Path | None, method: str, settings: Sequence[str], how: tup
 
         console = Console()
         for one in found.comparisons:
-            console.print(f"{one.outcome:<13} {one.metric}: {one.difference}, ± {one.margin:g}", highlight=False)
+            words = one.metric.replace("_", " ")
+            told = f"{one.outcome:<13} {words}: {one.difference}, allowed ± {one.margin:.3g}"
+            console.print(told, highlight=False, markup=False, soft_wrap=True)
         console.print(f"[bold]{found.outcome}[/bold] ({found.id})", highlight=False)
     return EXIT[found.outcome]
 
@@ -299,6 +341,7 @@ def run_certify(  # noqa: PLR0913 - each is an option of its own
     as_json: bool,
 ) -> int:
     """Issue a certificate, and list or remove what still holds the deleted."""
+    from sordino.evidence import load_key, public_hex
     from sordino.unlearn.flow import find
     from sordino.unlearn.requests.purge import holdings
 
@@ -311,14 +354,15 @@ def run_certify(  # noqa: PLR0913 - each is an option of its own
             for one in found:
                 stays = "" if one.removable else " [stays]"
                 print(f"{one.kind:<18} {one.path} ({one.bytes:,} bytes){stays}: {one.why}")
-        say(f"{len(found)} places hold what was deleted; `--purge` removes them")
+        stay = sum(not one.removable for one in found)
+        say(f"{_counted(len(found), 'place')} with what was deleted: --purge removes {len(found) - stay}, {stay} stay")
         return 0
     path = transaction.certify(key, issuer=issuer, purge=purge)
     if as_json:
         sys.stdout.write(path.read_text())
     else:
         print(path)
-        say(f"outcome: {transaction.verification.outcome}")
+        say(f"outcome: {transaction.verification.outcome}; public key: {public_hex(load_key(key))}")
         say(f"its page: {path.with_suffix('.html')}; anyone can `sordino unlearn check {path}`")
     return 0
 
@@ -336,26 +380,39 @@ def run_check(certificate: Path, key: str | None, as_json: bool) -> int:
     return 0 if found.sound else 3
 
 
-def run_ledger(runs: Path, reconsent: Sequence[str], kind: Kind, reason: str, as_json: bool) -> int:
+def run_ledger(runs: Path, reconsent: Sequence[str], kind: Kind | None, reason: str, as_json: bool) -> int:
     """List the requests of a folder of runs, or note a consent."""
     from sordino.deletions import Deletions
 
     if not runs.is_dir():
         raise ConfigError(f"There is no folder {runs}.", "Give the folder that holds the runs.")
     if reconsent:
-        Deletions.open(runs).reconsent(reconsent, kind, reason)
-        say(f"{len(reconsent)} may be trained on again")
-        return 0
-    if reason:
-        raise ConfigError("--reason was given without --reconsent.", "It says why somebody may come back.")
-    rows = [] if not (runs / "deletions").is_dir() else Deletions.open(runs).requests()
+        return _reconsented(runs, reconsent, kind or "subject", reason, as_json)
+    for flag, given in (("--reason", reason), ("--kind", kind)):
+        if given:
+            raise ConfigError(f"{flag} was given without --reconsent.", "It belongs to somebody who may come back.")
+    rows = Deletions.open(runs).requests() if (runs / "deletions").is_dir() else ()
     if as_json:
         _print(rows)
         return 0
     for row in rows:
-        print(f"{row.id}  {row.state:<10} {row.changed}  {row.count:,} {row.kind}s of {row.run}")
+        print(f"{row.id}  {row.state:<10} {row.changed}  {_counted(row.count, row.kind)} of {row.run}")
     if not rows:
         say(f"no request was ever made in {runs}")
+    return 0
+
+
+def _reconsented(runs: Path, names: Sequence[str], kind: Kind, reason: str, as_json: bool) -> int:
+    from sordino.deletions import Deletions
+
+    if not reason.strip():
+        raise ConfigError("--reconsent was given without --reason.", "Say who agreed, and when, without the name.")
+    if not (runs / "deletions").is_dir():
+        raise ConfigError(f"No request was ever made in {runs}.", "Give the folder of the runs that forgot.")
+    back = Deletions.open(runs).reconsent(names, kind, reason)
+    if as_json:
+        _print({"reconsented": back, "kind": kind})
+    say(f"{_counted(back, kind)} may be trained on again")
     return 0
 
 

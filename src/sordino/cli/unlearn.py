@@ -27,7 +27,7 @@ def plan(  # noqa: PLR0913 - each is an option of its own
     subject: Many = (),
     record: Many = (),
     names: Path | None = None,
-    kind: Literal["subject", "record"] = "subject",
+    kind: Literal["subject", "record"] | None = None,
     acknowledge: Flag = False,
     at_least: Literal["exact", "dp", "approximate"] = "approximate",
     method: str | None = None,
@@ -52,7 +52,7 @@ def plan(  # noqa: PLR0913 - each is an option of its own
     names
         A file of them: one a line, or a JSON list.
     kind
-        What is in the file of --names.
+        What is in the file of --names; subjects, unless it is said.
     acknowledge
         Near-duplicates of what is to go stay with others, and that is known.
     at_least
@@ -174,7 +174,7 @@ def certify(  # noqa: PLR0913 - each is an option of its own
     run
         The run folder that the request was made on.
     key
-        Your Ed25519 key; made where there is none.
+        Your private Ed25519 key (PEM); made where there is none. Its public key is told, for `check --key`.
     request
         The request, where the run has several.
     issuer
@@ -212,7 +212,7 @@ def ledger(
     runs: Path = Path("runs"),
     *,
     reconsent: Many = (),
-    kind: Literal["subject", "record"] = "subject",
+    kind: Literal["subject", "record"] | None = None,
     reason: str = "",
     json: Json = False,
 ) -> int:
@@ -225,7 +225,7 @@ def ledger(
     reconsent
         A subject or record that may come back. May be given several times.
     kind
-        What --reconsent names.
+        What --reconsent names; subjects, unless it is said.
     reason
         Why, for the ledger.
 

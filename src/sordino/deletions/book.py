@@ -34,7 +34,7 @@ _NEXT: dict[State | None, tuple[State, ...]] = {
     "planned": ("executed", "failed"),
     "executed": ("verified", "failed"),
     "verified": ("verified", "certified", "failed"),  # again, with a qualification that was not there yet
-    "certified": (),
+    "certified": ("certified",),  # again, once what still holds the deleted was removed
     "failed": ("received",),
 }
 _DONE: tuple[State, ...] = ("executed", "verified", "certified")

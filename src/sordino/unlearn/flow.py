@@ -5,7 +5,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,8 +17,8 @@ from sordino.errors import SordinoError, UnlearningError
 from sordino.evidence import digest
 from sordino.results import DeletionRequest, Scores, State, UnlearnPlan, Verification, decode, encode
 from sordino.run import Run, write_atomic
-from sordino.unlearn.base import Child, Deletion, Say, Ticker, create_child, finish_child
-from sordino.unlearn.methods import discover
+from sordino.unlearn.base import Child, Deletion, Method, Say, Ticker, create_child, finish_child
+from sordino.unlearn.methods import discover, named
 from sordino.unlearn.planning import Policy, decide
 from sordino.unlearn.requests import new_request, resolve
 
@@ -37,6 +37,8 @@ class Transaction:
     request: DeletionRequest
     say: Say = _SILENT
     ticker: Ticker = _UNSEEN
+    received: Deletion | None = None
+    """What the request came to when it was received, where this is the process that did."""
 
     @property
     def folder(self) -> Path:
@@ -53,18 +55,26 @@ class Transaction:
         return resolve(self.run, self.request)
 
     def plan(self, policy: Policy) -> UnlearnPlan:
-        """Choose the cheapest sufficient tier and write it down; raises `UnlearningError` where there is none."""
-        if self.state == "failed":
-            self._again()
-        deletion = self.resolved()
-        made = decide(deletion, policy, discover(), self.deletions.spent(self.run.card.name))
-        write_atomic(self.folder / "plan.json", encode(made), mode=0o600)
-        told = {"tier": made.tier, "method": made.method, "share": made.share}
-        self.deletions.advance(self.request.id, "planned", **told)
+        """Choose the cheapest sufficient tier and write it down; what was planned or failed is planned anew.
+
+        Raises `UnlearningError` where no plan is sufficient, or the request was carried out: its plan is evidence then.
+        """
+        with self.deletions.lock(self.request.id):
+            state = self.state
+            self._refuse_done(state)
+            deletion = self.received if self.received and state == "received" else self.resolved()
+            made = decide(deletion, policy, discover(), self.deletions.spent(self.run.card.name))
+            if state != "received":
+                self._again(state)
+            write_atomic(self.folder / "plan.json", encode(made), mode=0o600)
+            told = {"tier": made.tier, "method": made.method, "share": made.share}
+            self.deletions.advance(self.request.id, "planned", **told)
         return made
 
-    def _again(self) -> None:
-        """Receive a failed request anew; what it left half done goes away."""
+    def _again(self, state: State) -> None:
+        """Receive a request anew that was planned or failed; what it left half done goes away."""
+        if state == "planned":
+            self.deletions.advance(self.request.id, "failed", why="planned anew")
         path = self.folder / "child"
         if path.exists():
             left = self.run.path.parent / path.read_text()
@@ -72,6 +82,20 @@ class Transaction:
                 shutil.rmtree(left)
             path.unlink()
         self.deletions.receive(self.request)
+
+    def _refuse_done(self, state: State) -> None:
+        if state in ("executed", "verified", "certified"):
+            message = f"Request {self.request.id} was carried out already ({state})."
+            hint = f"`sordino unlearn verify {self.run.path}` is next; whoever else is to go takes a new request."
+            raise UnlearningError(message, hint if state != "certified" else "Its certificate is in its folder.")
+
+    def _refuse_unplanned(self) -> None:
+        state = self.state
+        self._refuse_done(state)
+        if state != "planned":
+            message = f"Request {self.request.id} has no plan ({state})."
+            hint = f"Make one: `sordino unlearn plan {self.run.path} --request {self.request.id}`."
+            raise UnlearningError(message, hint)
 
     @property
     def planned(self) -> UnlearnPlan:
@@ -84,23 +108,32 @@ class Transaction:
     def execute(self) -> Run:
         """Carry out the plan, from where it was interrupted; returns the run that has forgotten.
 
-        What went wrong for good ends the request as "failed", and is raised; the run is as it was.
+        What went wrong for good ends the request as "failed", and is raised; the run is as it was. Raises
+        `UnlearningError` where the request is not one that is planned, `RunError` where another process works on it.
         """
-        plan, deletion = self.planned, self.resolved()
-        method = discover()[plan.method]
-        run = self._child(deletion, plan)
-        child = Child(run=run, seed=_seed(deletion), settings=plan.settings, say=self.say, ticker=self.ticker)
-        try:
+        with self.deletions.lock(self.request.id):
+            self._refuse_unplanned()
+            plan, deletion = self.planned, self.resolved()
+            method = named(plan.method)
+            run = self._child(deletion, plan)
+            child = Child(run=run, seed=_seed(deletion), settings=plan.settings, say=self.say, ticker=self.ticker)
             with run.lock():
-                run.tidy()
-                child = self._searched(deletion, child, plan)
-                made = finish_child(deletion, child, method, method.run(deletion, child))
+                made = self._made(deletion, child, method, plan)
+            weights = {"before": self.run.card.model["weights"], "after": made.card.model["weights"]}
+            told = {"child": made.card.name, **weights, **self._forgotten(deletion)}
+            self.deletions.advance(self.request.id, "executed", **told)
+        return made
+
+    def _made(self, deletion: Deletion, child: Child, method: Method, plan: UnlearnPlan) -> Run:
+        try:
+            child.run.tidy()
+            child = self._searched(deletion, child, plan)
+            return finish_child(deletion, child, method, method.run(deletion, child))
         except SordinoError as error:
             self.deletions.advance(self.request.id, "failed", why=type(error).__name__)
+            again = f"`sordino unlearn plan {self.run.path} --request {self.request.id}` plans it anew"
+            self.say(f"the request failed, and {self.run.path.name} is as it was; {again}")
             raise
-        told = {"child": made.card.name, "before": self.run.card.model["weights"], "after": made.card.model["weights"]}
-        self.deletions.advance(self.request.id, "executed", **told, **self._forgotten(deletion))
-        return made
 
     def _forgotten(self, deletion: Deletion) -> dict[str, int]:
         return {"records": len(deletion.forget), "subjects": len({e.record.unit for e in deletion.forget})}
@@ -143,17 +176,28 @@ class Transaction:
         if not path.exists():
             run = self.run if which == "before" else self.child
             deletion = evaluated(self.resolved(), self.child, self.planned)
-            made = score(run, deletion, generate=True, ticker=self.ticker, folder=self.folder / "signals")
+
+            def ticker(name: str, total: int) -> Callable[[int], None]:
+                return self.ticker(f"{which}, {name}", total)
+
+            made = score(run, deletion, generate=True, ticker=ticker, folder=self.folder / "signals")
             write_atomic(path, encode(made), mode=0o600)
         return decode(path.read_bytes(), Scores, str(path))
 
     def verify(self, qualification: str | None = None, *, robustness: bool = True) -> Verification:
-        """Measure what is left and judge it; `qualification` names the one to cite (None: the newest that fits)."""
+        """Measure what is left and judge it; `qualification` names the one to cite (None: the newest that fits).
+
+        Raises `UnlearningError` where the request was not carried out, or is certified: its evidence stays as it is.
+        """
         from sordino.unlearn.proving import verified
 
-        made = verified(self, qualification, robustness=robustness)
-        write_atomic(self.folder / "verification.json", encode(made), mode=0o600)
-        self.deletions.advance(self.request.id, "verified", outcome=made.outcome)
+        with self.deletions.lock(self.request.id):
+            if self.state == "certified":
+                message = f"Request {self.request.id} is certified: what was found stays as it is."
+                raise UnlearningError(message, f"`sordino unlearn check {self.folder}` computes it again.")
+            made = verified(self, qualification, robustness=robustness)
+            write_atomic(self.folder / "verification.json", encode(made), mode=0o600)
+            self.deletions.advance(self.request.id, "verified", outcome=made.outcome)
         return made
 
     @property
@@ -161,14 +205,16 @@ class Transaction:
         """The verification that was made; raises `UnlearningError` where none was."""
         path = self.folder / "verification.json"
         if not path.exists():
-            raise UnlearningError(f"Request {self.request.id} was not verified.", "Do it: `sordino unlearn verify`.")
+            hint = f"Do it first: `sordino unlearn verify {self.run.path}`."
+            raise UnlearningError(f"Request {self.request.id} was not verified ({self.state}).", hint)
         return decode(path.read_bytes(), Verification, str(path))
 
     def certify(self, key: Path, *, issuer: str = "", purge: bool = False) -> Path:
         """Issue the signed certificate; with `purge`, remove first what still holds the deleted. Returns its path."""
         from sordino.unlearn.proving import certified
 
-        return certified(self, key, issuer=issuer, purge=purge)
+        with self.deletions.lock(self.request.id):
+            return certified(self, key, issuer=issuer, purge=purge)
 
 
 def _seed(deletion: Deletion) -> int:
@@ -177,21 +223,26 @@ def _seed(deletion: Deletion) -> int:
     return int(np.random.SeedSequence(words).generate_state(1)[0])
 
 
-def begin(
+def begin(  # noqa: PLR0913 - who asks, of what, on which terms, and who is told
     run: Run,
     kind: Literal["subject", "record"],
     names: Sequence[str],
     *,
     acknowledged: bool = False,
+    policy: Policy | None = None,
     say: Say = _SILENT,
     ticker: Ticker = _UNSEEN,
 ) -> Transaction:
-    """Receive a request: it is checked against the records of `run` and written to the ledger beside it."""
+    """Receive a request: it is checked against the records of `run` and written to the ledger beside it.
+
+    With a `policy` it is received only where there is a plan for it, which `Transaction.plan` then makes.
+    """
     request = new_request(run, kind, names, acknowledged=acknowledged)
-    resolve(run, request)
-    deletions = Deletions.open(run.path.parent)
+    deletion, deletions = resolve(run, request), Deletions.open(run.path.parent)
+    if policy is not None:
+        decide(deletion, policy, discover(), deletions.spent(run.card.name))
     deletions.receive(request)
-    return Transaction(run=run, deletions=deletions, request=request, say=say, ticker=ticker)
+    return Transaction(run=run, deletions=deletions, request=request, say=say, ticker=ticker, received=deletion)
 
 
 def find(run: Run, request: str | None = None, *, say: Say = _SILENT, ticker: Ticker = _UNSEEN) -> Transaction:
@@ -203,8 +254,8 @@ def find(run: Run, request: str | None = None, *, say: Say = _SILENT, ticker: Ti
     elif len(mine) > 1:
         mine = [one for one in mine if one.open]
     if len(mine) != 1:
-        named = request is not None and not mine
-        what = f"no request {request}" if named else f"{len(mine)} requests that could be meant"
+        unknown = request is not None and not mine
+        what = f"is no request {request!r}" if unknown else f"are {len(mine)} requests that could be meant"
         hint = "`sordino unlearn plan` makes one, `sordino unlearn ledger` lists them; --request names one."
-        raise UnlearningError(f"On {run.path} there are {what}.", hint)
+        raise UnlearningError(f"On {run.path} there {what}.", hint)
     return Transaction(run=run, deletions=deletions, request=deletions.request(mine[0].id), say=say, ticker=ticker)

@@ -4,15 +4,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sordino.config import RunConfig, recorded
 from sordino.errors import UnlearningError
 from sordino.results import Tier, UnlearnPlan
+from sordino.run import Run
 from sordino.unlearn.base import Deletion, Method
+from sordino.unlearn.tuning.refusals import check_answers
 from sordino.unlearn.tuning.settings import all_given
 
-__all__ = ["DEFAULT_METHOD", "Option", "Policy", "decide", "options", "settled"]
+__all__ = ["DEFAULT_METHOD", "Option", "Policy", "check_suited", "decide", "options", "settled"]
 
 DEFAULT_METHOD = "grad_diff"
+_UNSHARDED = "The run was not trained in shards (train --shards)."
+_NOT_PRIVATE = "The run was not trained under differential privacy."
 _RANK: Mapping[Tier, int] = {"approximate": 0, "dp": 1, "exact": 2}
+# Made-up answers are nothing that a method needs of the data; a place to put them in is.
+_ANSWERS_MADE_UP = ("alt_po",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +78,8 @@ def options(deletion: Deletion, policy: Policy, methods: Mapping[str, Method], s
     method = methods[name]
     if method.tier == "approximate":
         found.append(_approximate(deletion, method, settled(method, policy.settings)))
+    elif name not in ("shards", "dp", "retrain"):
+        found.append(Option(tier=method.tier, method=name, share=None, promise=method.summary))
     found.append(Option(tier="exact", method="retrain", share=1.0, promise="trained anew on what stays"))
     return found
 
@@ -78,8 +87,7 @@ def options(deletion: Deletion, policy: Policy, methods: Mapping[str, Method], s
 def _shards(deletion: Deletion) -> Option:
     promise = "the affected shards trained anew on what stays"
     if deletion.config.shards is None:
-        why = "The run was not trained in shards (train --shards)."
-        return Option(tier="exact", method="shards", share=None, promise=promise, refused=why)
+        return Option(tier="exact", method="shards", share=None, promise=promise, refused=_UNSHARDED)
     from sordino.unlearn.methods.shards import expected
 
     return Option(tier="exact", method="shards", share=expected(deletion), promise=promise)
@@ -94,7 +102,7 @@ def _private(deletion: Deletion, policy: Policy, spent: int) -> Option:
         return Option(tier="dp", method="dp", share=None, promise=promise, refused=why)
 
     if deletion.config.dp is None:
-        return refused("The run was not trained under differential privacy.")
+        return refused(_NOT_PRIVATE)
     if policy.epsilon is None or policy.delta is None:
         return refused("It was not said what the guarantee has to be worth (--epsilon, --delta).")
     try:
@@ -105,17 +113,51 @@ def _private(deletion: Deletion, policy: Policy, spent: int) -> Option:
 
 
 def _approximate(deletion: Deletion, method: Method, settings: Mapping[str, Any]) -> Option:
-    from sordino.model.combined import is_combined
-
     share = expected_share(deletion, method, settings)
     promise = "nothing: it is measured"
-    if is_combined(deletion.run.weights):
-        why = "The weights of the run are several adapters, which are read as one model and not tuned as one."
-        return Option(tier="approximate", method=method.name, share=share, promise=promise, refused=why)
-    if "lora" in method.needs and deletion.config.method.kind != "lora":
-        why = f"{method.name} needs a LoRA adapter, and the run was tuned by {deletion.config.method.kind}."
-        return Option(tier="approximate", method=method.name, share=share, promise=promise, refused=why)
-    return Option(tier="approximate", method=method.name, share=share, promise=promise)
+    why = _unsuited(deletion.run, deletion.config, method) or _lacking(deletion, method)
+    return Option(tier="approximate", method=method.name, share=share, promise=promise, refused=why)
+
+
+def check_suited(run: Run, method: Method) -> None:
+    """Raise `UnlearningError` where `method` cannot be carried out on `run`, whoever is to go."""
+    config = recorded(run.card.config, str(run.path / "run.json"))
+    why = _unsuited(run, config, method)
+    if "shards" in method.needs and config.shards is None:
+        why = _UNSHARDED
+    if "dp" in method.needs and config.dp is None:
+        why = _NOT_PRIVATE
+    if why:
+        raise UnlearningError(
+            f"The method {method.name} cannot be used on {run.path}. {why}", "Choose another --method."
+        )
+
+
+def _unsuited(run: Run, config: RunConfig, method: Method) -> str:
+    """Why a method cannot be carried out on `run`; nothing where it can."""
+    from sordino.model.combined import is_combined
+
+    if method.tier != "approximate":
+        return ""
+    if is_combined(run.weights):
+        return "The weights of the run are several adapters, which are read as one model and not tuned as one."
+    if "lora" in method.needs and config.method.kind != "lora":
+        return f"{method.name} needs a LoRA adapter, and the run was tuned by {config.method.kind}."
+    return ""
+
+
+def _lacking(deletion: Deletion, method: Method) -> str:
+    """What a method needs of the records to forget that they do not have; nothing where they have it."""
+    try:
+        if "refusals" in method.needs or method.name in _ANSWERS_MADE_UP:
+            check_answers(deletion.forget, method.name)
+    except UnlearningError as error:
+        return str(error)
+    lacking = sum(e.record.rejected is None for e in deletion.forget) if "alternatives" in method.needs else 0
+    if lacking:
+        of = len(deletion.forget)
+        return f"{method.name} prefers answers given in `rejected`, and {lacking} of {of} records to forget have none."
+    return ""
 
 
 def decide(deletion: Deletion, policy: Policy, methods: Mapping[str, Method], spent: int = 0) -> UnlearnPlan:
@@ -126,10 +168,9 @@ def decide(deletion: Deletion, policy: Policy, methods: Mapping[str, Method], sp
     found = options(deletion, policy, methods, spent)
     possible = [o for o in found if not o.refused and _RANK[o.tier] >= _RANK[policy.least]]
     named = [o for o in possible if o.method == policy.method]
-    if policy.method is not None and not named:
+    if not possible or (policy.method is not None and not named):
         raise _impossible(policy, found)
-    if not possible:
-        raise _impossible(policy, found)
+    _check_search(policy, methods)
     guaranteed = [o for o in possible if o.tier != "approximate" and o.share is not None and o.share < 1]
     chosen = min(named or guaranteed or possible, key=_cost)
     method = methods[chosen.method]
@@ -157,13 +198,27 @@ def decide(deletion: Deletion, policy: Policy, methods: Mapping[str, Method], sp
     )
 
 
+def _check_search(policy: Policy, methods: Mapping[str, Method]) -> None:
+    """Refuse a search for settings of a method that was named, and that no other settings would change."""
+    if not policy.search or policy.method is None:
+        return
+    method = methods[policy.method]
+    if method.tier != "approximate" or method.control or not method.defaults:
+        message = f"A search of {policy.search} trials is asked for, and {method.name} has no settings to search."
+        raise UnlearningError(message, "Leave --search out, or name an approximate method.")
+
+
 def _cost(option: Option) -> float:
     return float("inf") if option.share is None else option.share
 
 
 def _impossible(policy: Policy, found: Sequence[Option]) -> UnlearningError:
     asked = f"the method {policy.method}" if policy.method else f"at least the tier {policy.least}"
-    why = " ".join(f"{o.method}: {o.refused}" for o in found if o.refused and policy.method in (None, o.method))
+    refused = [o for o in found if o.refused and policy.method in (None, o.method)]
+    why = " ".join(o.refused if policy.method else f"{o.method}: {o.refused}" for o in refused)
+    lower = [o for o in found if o.method == policy.method and not o.refused]
+    if lower:
+        why = f"Its tier is {lower[0].tier}, and at least {policy.least} is asked for."
     return UnlearningError(
         f"No plan gives {asked}. {why}".strip(), "Choose another --method, or a lower --at-least; retraining is exact."
     )

@@ -209,6 +209,7 @@ def certified(transaction: "Transaction", key: Path, *, issuer: str, purge: bool
     from sordino.unlearn.requests.purge import purge as remove
 
     verification, plan, child = transaction.verification, transaction.planned, transaction.child
+    earlier = _purged_before(transaction, purge)
     if verification.outcome == "fail":
         why = " ".join(verification.reasons)
         raise UnlearningError(f"The verification failed. {why}", "Unlearn by another method, or train anew.")
@@ -231,14 +232,30 @@ def certified(transaction: "Transaction", key: Path, *, issuer: str, purge: bool
         issuer=issuer,
     )
     found = holdings(transaction.run, transaction.request)
-    made = issue(dataclasses.replace(parts, purge=listed(found)), signing)
+    made = issue(dataclasses.replace(parts, purge=(*earlier, *listed(found))), signing)
     if purge:
         # What would not hold is refused before anything is removed.
         found = remove(transaction.run, transaction.request, found)
-        made = issue(dataclasses.replace(parts, purge=listed(found)), signing)
+        made = issue(dataclasses.replace(parts, purge=(*earlier, *listed(found))), signing)
     path = write(made, transaction.folder)
     transaction.deletions.advance(transaction.request.id, "certified", certificate=digest(path.read_bytes()))
     return path
+
+
+def _purged_before(transaction: "Transaction", purge: bool) -> tuple[Purged, ...]:
+    """What the certificate that is there says was removed; raises `UnlearningError` where a new one would say no more.
+
+    A certificate is issued again only after a purge.
+    """
+    if transaction.state != "certified":
+        return ()
+    path = transaction.folder / "certificate.json"
+    if not purge:
+        message = f"Request {transaction.request.id} is certified already."
+        raise UnlearningError(message, f"`sordino unlearn check {path}`; --purge removes what still holds the deleted.")
+    from sordino.unlearn.certificates.certificate import read
+
+    return tuple(one for one in read(path).purge if one.removed)
 
 
 def key_at(path: Path) -> Any:
