@@ -169,7 +169,7 @@ def finish_child(deletion: Deletion, child: Child, method: Method, cost: Cost) -
             data={**card.data, "counts": tallied(deletion.left.examples)},
             model={**card.model, "weights": found},
             privacy=privacy,
-            notices=(*card.notices, *_notices(deletion, privacy)),
+            notices=(*_kept_notices(card.notices, method), *_notices(deletion, privacy)),
             unlearning={
                 **card.unlearning,
                 "tier": method.tier,
@@ -192,6 +192,15 @@ _PROMISES: Mapping[Tier, str] = {
     "dp": "the weights as they were, which differential privacy keeps close to those without the deleted",
     "approximate": "empirical, no guarantee",
 }
+
+
+# What is true of weights that were unlearned so, and of none that were trained anew on what stays.
+_OF_WEIGHTS = ("no-longer-private", "remembers")
+
+
+def _kept_notices(notices: Sequence[Notice], method: Method) -> Sequence[Notice]:
+    anew = method.tier == "exact" and not method.control
+    return [one for one in notices if not (anew and one.kind in _OF_WEIGHTS)]
 
 
 def _notices(deletion: Deletion, privacy: Mapping[str, Any]) -> tuple[Notice, ...]:
