@@ -31,10 +31,12 @@ def claimed(run: Run, candidates: Sequence[Example], plan: AuditPlan) -> Claimed
     """What `run` claims; None where it claims nothing.
 
     A coin decides about a whole group of records, and by leaving it out or taking it in: the lower
-    bound speaks of a claim about the same unit under add-or-remove-one, and of no other. Raises
-    `RunError` where a run that was to be private has no ledger.
+    bound speaks of a claim about the same unit under add-or-remove-one, and of no other. What came of a
+    deletion whose steps were not private claims nothing. Raises `RunError` where a run that was to be
+    private has no ledger.
     """
-    if not run.card.config.get("dp"):
+    card = run.card
+    if not card.config.get("dp") or (card.unlearning and not card.privacy):
         return None
     [entry] = read_ledger(run.path / "ledger.json")
     event = repeated(decode_event(entry.step_event), max(1, entry.events(entry.started)))

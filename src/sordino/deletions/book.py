@@ -200,10 +200,13 @@ class Deletions:
         return tuple(self._carried_out(self._chain.entries(), runs, but))
 
     def spent(self, run: str) -> int:
-        """How many units were deleted under a guarantee of differential privacy in `run` and those it came of."""
+        """How many units were deleted under a guarantee of differential privacy in `run` and those it came of.
+
+        What was trained anew has a guarantee of its own, and never saw those who went before.
+        """
         made = {one.data["child"]: one for one in self.requests() if one.executed and "child" in one.data}
         total = 0
-        while (one := made.pop(run, None)) is not None:
+        while (one := made.pop(run, None)) is not None and one.data.get("tier") != "exact":
             if one.data.get("tier") == "dp":
                 total += int(one.data["subjects" if one.kind == "subject" else "records"])
             run = one.run

@@ -93,6 +93,7 @@ def _training(card: RunCard) -> str:
     shape = (("parameters", "Parameters"), ("trainable", "Parameters tuned"))
     rows += [(name, f"{card.model[key]:,}") for key, name in shape if key in card.model]
     rows.append(("Differential privacy", text.promise(card.privacy) or "none was claimed"))
+    rows += [("Deletion", text.deletion(card))] if card.unlearning else []
     return f"## Training\n\n{_table(('what', 'value'), rows)}"
 
 

@@ -120,6 +120,7 @@ def render_html(report: AuditReport, card: RunCard, excerpts: Sequence[Excerpt] 
         reveal=reveal,
         notices=view.notices(report, card),
         provenance=view.provenance(report, card),
+        deletion=text.deletion(card),
         metrics=metrics,
         metrics_hidden=metrics_hidden,
     )

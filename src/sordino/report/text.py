@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sordino.results import UNBOUNDED, AuditReport, Estimate
+from sordino.results import UNBOUNDED, AuditReport, Estimate, RunCard
 
 __all__ = [
     "GLOSSARY",
     "MEANING",
     "STATE",
+    "deletion",
     "estimate_text",
     "false_positive_rate",
     "figure_text",
@@ -295,6 +296,18 @@ def promise(privacy: Mapping[str, Any]) -> str:
         f"({privacy['neighbours']}); {privacy['sampling']}; noise multiplier {privacy['noise multiplier']:.3g}; "
         f"clipping {privacy['clipping']}; {privacy['steps']:,} steps; {privacy['accountant']}"
         f"{seeded if privacy.get('seeded') else ''}{''.join(f'; {words}' for words in privacy.get('warnings', ()))}"
+    )
+
+
+def deletion(card: RunCard) -> str:
+    """Of what deletion the model came, how, and what that promises; "" where it came of none."""
+    told = card.unlearning
+    if not told:
+        return ""
+    count = f"{told.get('forgotten', 0):,} {'record' if told.get('forgotten') == 1 else 'records'}"
+    return (
+        f"made from {printable(str(card.parent))} when {count} that it was trained on had to go, by {told['method']}, "
+        f"tier {told['tier']}: {told['promise']}"
     )
 
 

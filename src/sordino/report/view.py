@@ -259,6 +259,7 @@ def provenance(report: AuditReport, card: RunCard) -> list[tuple[str, list[tuple
         ("Seconds", {name: _spent(report, name) for name in report.seconds}),
         ("Run", run),
         ("Differential privacy", card.privacy),
+        ("Deletion", {key: value for key, value in card.unlearning.items() if key != "seed"}),
         ("Configuration", _without_seeds(card.config)),
         ("Data", card.data),
         ("Model", card.model),

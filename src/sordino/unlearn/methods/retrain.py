@@ -4,7 +4,11 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import msgspec
+
+from sordino.records.placed import unit_of
 from sordino.results import Cost
 from sordino.run import Run
 from sordino.train.flow import train_run
@@ -33,7 +37,8 @@ def retrain(deletion: Deletion, child: Child) -> Cost:
     start, run = time.monotonic(), _Held(child.run.path)
     if run.card.status == "unlearning":
         # The card is that of the parent: nothing of its training is true of this one.
-        run.write_card(dataclasses.replace(run.card, status="prepared", training={}, privacy={}))
+        config = _fitting(deletion, child)
+        run.write_card(dataclasses.replace(run.card, status="prepared", training={}, privacy={}, config=config))
     if run.card.status != "trained":
         last, ticks = [0], list[Callable[[int], None]]()
 
@@ -48,3 +53,15 @@ def retrain(deletion: Deletion, child: Child) -> Cost:
     run.write_card(dataclasses.replace(card, status="unlearning"))
     seconds = max(time.monotonic() - start, float(card.training["seconds"]))
     return Cost(seconds=seconds, tokens=int(card.training["tokens"]), share=1.0)
+
+
+def _fitting(deletion: Deletion, child: Child) -> dict[str, Any]:
+    """The configuration of the run; batches of all units that differential privacy protects are of all that stay."""
+    config, left = deletion.config, deletion.left.training
+    found: dict[str, Any] = msgspec.to_builtins(config)
+    if config.dp is not None:
+        units = len({unit_of(example, config.dp.unit) for example in left})
+        if units < config.train.batch_size:
+            child.say(f"{units:,} units stay: train.batch_size is {units:,} instead of {config.train.batch_size:,}")
+            found["train"]["batch_size"] = units
+    return found
