@@ -7,6 +7,9 @@ import pytest
 from forgetting_fixtures import learned, quick, rows
 from report_fixture import report
 from shard_fixtures import same, snapshots
+from sordino.unlearn.capacity import capacity, check_capacity, guarantee_of
+from sordino.unlearn.holdings import holdings
+from sordino.unlearn.purge import purge
 
 from sordino.audit.claimed import claimed
 from sordino.auditing import run_audit
@@ -22,17 +25,14 @@ from sordino.results import AuditPlan
 from sordino.run import Run
 from sordino.train.flow import train_run
 from sordino.train.shard_plan import cells_of, fingerprint, read_manifest, read_stage, snapshot
-from sordino.unlearn.tuning import searching
 from sordino.unlearn.base import Child, create_child, finish_child
-from sordino.unlearn.capacity import capacity, check_capacity, guarantee_of
 from sordino.unlearn.certificates.checking import check
 from sordino.unlearn.flow import begin
-from sordino.unlearn.holdings import holdings
 from sordino.unlearn.methods import discover, named
 from sordino.unlearn.planning import Policy, decide
 from sordino.unlearn.proving import evaluated
-from sordino.unlearn.purge import purge
 from sordino.unlearn.requests import new_request, resolve
+from sordino.unlearn.tuning import searching
 
 PRIVATE = {"noise_multiplier": 6.0, "records_per_unit": 1, "delta": 1e-3}
 TRAIN = {"epochs": 2, "learning_rate": 1e-2, "per_sample": "book-keeping"}
