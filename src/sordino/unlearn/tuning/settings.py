@@ -36,7 +36,7 @@ def all_given(name: str, defaults: Mapping[str, Any], given: Mapping[str, Any]) 
     for key in given:
         if key not in defaults:
             message = f"The method {name} has no setting '{key}'."
-            raise UnlearningError(message, did_you_mean(key, defaults) or "It has none.")
+            raise UnlearningError(message, did_you_mean(key, defaults) or "It has no settings.")
     settings = {**defaults, **given}
     for key, value in settings.items():
         allowed = _refused(key, value, defaults[key])
