@@ -349,7 +349,8 @@ def run_certify(  # noqa: PLR0913 - each is an option of its own
     if dry_run:
         found = holdings(transaction.run, transaction.request)
         if as_json:
-            _print(found)
+            # Where a place is on this machine is for nobody else to read.
+            _print([{k: v for k, v in vars(one).items() if k != "place"} for one in found])
         else:
             for one in found:
                 stays = "" if one.removable else " [stays]"
