@@ -349,13 +349,14 @@ def run_certify(  # noqa: PLR0913 - each is an option of its own
     if dry_run:
         found = holdings(transaction.run, transaction.request)
         if as_json:
-            _print(found)
+            # Where a place is on this machine is for nobody else to read.
+            _print([{k: v for k, v in vars(one).items() if k != "place"} for one in found])
         else:
             for one in found:
                 stays = "" if one.removable else " [stays]"
                 print(f"{one.kind:<18} {one.path} ({one.bytes:,} bytes){stays}: {one.why}")
-        stay = sum(not one.removable for one in found)
-        say(f"{_counted(len(found), 'place')} with what was deleted: --purge removes {len(found) - stay}, {stay} stay")
+        goes = sum(one.removable for one in found)
+        say(f"{_counted(len(found), 'place')} with what was deleted, of which --purge removes {goes}")
         return 0
     path = transaction.certify(key, issuer=issuer, purge=purge)
     if as_json:

@@ -272,7 +272,7 @@ def test_keys_and_certificates_that_are_none_are_explained(certified, sordino_at
     assert (certified.folder / run / "weights").exists()
     for words, text in (
         ([tmp_path / "absent.json"], "no certificate"), ([tmp_path / "cut.json"], "cut.json"),
-        ([certified.folder / run / "run.json"], "no certificate"),
+        ([certified.folder / run / "run.json"], "not a valid Certificate"),
         ([certified.certificate, "--key", "abc"], "neither a public key"),
     ):  # fmt: skip
         explained(here("unlearn", "check", *words), text)
