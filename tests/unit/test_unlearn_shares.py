@@ -81,7 +81,7 @@ def test_a_method_that_does_not_say_has_no_share():
     [
         ("shards", {"repair": 1}, "true or false"), ("npo", {"beta": 0}, "more than 0"),
         ("npo", {"epochs": 0}, "a whole number"), ("npo", {"learning_rate": "fast"}, "0 or more"),
-        ("npo", {"epochs": True}, "a whole number"), ("retrain", {"epochs": 3}, "It has none"),
+        ("npo", {"epochs": True}, "a whole number"), ("retrain", {"epochs": 3}, "It has no settings"),
         ("npo", {"bata": 1.0}, "beta"),
     ],
 )  # fmt: skip
