@@ -115,7 +115,7 @@ def measured(run: Any, gone: Sequence[Any], never: Sequence[Any], validation: Se
         ours, base = losses(run, [*gone, *never])
         member = np.arange(len(ours)) < len(gone)
         units = [e.record.unit for e in (*gone, *never)]
-        found["auc"] = asdict(stats.auc(base - ours, member, units))
+        found["auc"] = asdict(stats.delong(base - ours, member, units, scale="logit"))
     return found
 
 
