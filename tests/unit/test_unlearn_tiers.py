@@ -7,9 +7,6 @@ import pytest
 from forgetting_fixtures import learned, quick, rows
 from report_fixture import report
 from shard_fixtures import same, snapshots
-from sordino.unlearn.capacity import capacity, check_capacity, guarantee_of
-from sordino.unlearn.holdings import holdings
-from sordino.unlearn.purge import purge
 
 from sordino.audit.claimed import claimed
 from sordino.auditing import run_audit
@@ -32,7 +29,10 @@ from sordino.unlearn.methods import discover, named
 from sordino.unlearn.planning import Policy, decide
 from sordino.unlearn.proving import evaluated
 from sordino.unlearn.requests import new_request, resolve
+from sordino.unlearn.requests.holdings import holdings
+from sordino.unlearn.requests.purge import purge
 from sordino.unlearn.tuning import searching
+from sordino.unlearn.verifying.capacity import capacity, check_capacity, guarantee_of
 
 PRIVATE = {"noise_multiplier": 6.0, "records_per_unit": 1, "delta": 1e-3}
 TRAIN = {"epochs": 2, "learning_rate": 1e-2, "per_sample": "book-keeping"}
