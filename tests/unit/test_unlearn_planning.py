@@ -3,7 +3,7 @@
 import pytest
 
 from sordino.config import load
-from sordino.errors import UnlearningError
+from sordino.errors import RunError, UnlearningError
 from sordino.records import Example, Message, Record, Split
 from sordino.results import Cost, DeletionRequest
 from sordino.run import Run
@@ -183,3 +183,24 @@ def test_a_method_of_another_package_can_be_named(deletion):
     assert (made.method, made.tier, made.share) == ("mine", "exact", None)
     assert [o.method for o in options(deletion(), Policy(), METHODS)] == ["shards", "dp", DEFAULT_METHOD, "retrain"]
     assert made.counts["forget"] == 4
+
+
+@pytest.mark.parametrize(
+    ("error", "settings", "possible"),
+    [
+        (RunError("It has no shards."), {}, False), (RunError("It has no shards."), {"repair": True}, False),
+        (UnlearningError("A snapshot is lost."), {}, False), (UnlearningError("A snapshot is lost."), {"repair": True}, True),
+    ],
+)  # fmt: skip
+def test_shards_that_are_lost_are_rebuilt_where_that_is_asked_for(deletion, monkeypatch, error, settings, possible):
+    def lost(_):
+        raise error
+
+    monkeypatch.setattr("sordino.unlearn.methods.shards.expected", lost)
+    found = deletion(shards={"count": 4, "slices": 2})
+    assert planned(found).tier == "approximate"  # and no plan fails for it
+    if possible:
+        assert planned(found, method="shards", settings=settings).method == "shards"
+        return
+    with pytest.raises(UnlearningError, match=error.message):
+        planned(found, method="shards", settings=settings)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sordino.config import RunConfig, recorded
-from sordino.errors import UnlearningError
+from sordino.errors import RunError, UnlearningError
 from sordino.results import Tier, UnlearnPlan
 from sordino.run import Run
 from sordino.unlearn.base import Deletion, Method
@@ -74,7 +74,7 @@ def options(deletion: Deletion, policy: Policy, methods: Mapping[str, Method], s
         from sordino.errors import did_you_mean
 
         raise UnlearningError(f"There is no method '{name}'.", did_you_mean(name, methods))
-    found = [_shards(deletion), _private(deletion, policy, spent)]
+    found = [_shards(deletion, policy), _private(deletion, policy, spent)]
     method = methods[name]
     if method.tier == "approximate":
         found.append(_approximate(deletion, method, settled(method, policy.settings)))
@@ -84,13 +84,22 @@ def options(deletion: Deletion, policy: Policy, methods: Mapping[str, Method], s
     return found
 
 
-def _shards(deletion: Deletion) -> Option:
+def _shards(deletion: Deletion, policy: Policy) -> Option:
     promise = "the affected shards trained anew on what stays"
     if deletion.config.shards is None:
         return Option(tier="exact", method="shards", share=None, promise=promise, refused=_UNSHARDED)
     from sordino.unlearn.methods.shards import expected
 
-    return Option(tier="exact", method="shards", share=expected(deletion), promise=promise)
+    share, refused = None, ""
+    try:
+        share = expected(deletion)
+    except RunError as error:
+        refused = error.message  # the shards were tuned as one model since
+    except UnlearningError as error:
+        # A snapshot that is lost is made anew where that is asked for.
+        repaired = policy.method == "shards" and policy.settings.get("repair")
+        refused = "" if repaired else str(error)
+    return Option(tier="exact", method="shards", share=share, promise=promise, refused=refused)
 
 
 def _private(deletion: Deletion, policy: Policy, spent: int) -> Option:
