@@ -189,7 +189,8 @@ def test_a_method_of_another_package_can_be_named(deletion):
     ("error", "settings", "possible"),
     [
         (RunError("It has no shards."), {}, False), (RunError("It has no shards."), {"repair": True}, False),
-        (UnlearningError("A snapshot is lost."), {}, False), (UnlearningError("A snapshot is lost."), {"repair": True}, True),
+        (UnlearningError("A snapshot is lost."), {}, False),
+        (UnlearningError("A snapshot is lost."), {"repair": True}, True),
     ],
 )  # fmt: skip
 def test_shards_that_are_lost_are_rebuilt_where_that_is_asked_for(deletion, monkeypatch, error, settings, possible):
