@@ -358,7 +358,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         _explain(
             "Interrupted.",
-            "`sordino train --resume RUN` goes on from the last checkpoint, the same `sordino audit` with what it has.",
+            "`sordino train --resume RUN` goes on from the last checkpoint; the same `sordino audit` or "
+            "`sordino unlearn` goes on with what it has.",
         )
         return 130
     except Exception:

@@ -2,20 +2,20 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 from sordino.commands import newest
 from sordino.console import display, say
 from sordino.errors import ConfigError
-from sordino.results import UNBOUNDED, Outcome, encode
+from sordino.results import Outcome, encode
 from sordino.run import Run
+from sordino.unlearning.asked import Asked, Kind, Wanted, parsed
+from sordino.unlearning.shown import counted, say_after, show_options, show_verification
 
 if TYPE_CHECKING:
-    from sordino.results import Estimate, Verification
     from sordino.unlearn.flow import Transaction
-    from sordino.unlearn.planning import Option, Policy
+    from sordino.unlearn.planning import Policy
 
 __all__ = [
     "Asked",
@@ -30,105 +30,7 @@ __all__ = [
     "run_verify",
 ]
 
-Kind = Literal["subject", "record"]
 EXIT: Mapping[Outcome, int] = {"pass": 0, "fail": 3, "inconclusive": 4}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """Who or what is to go, as it was given: `request` names one that is there already."""
-
-    subjects: tuple[str, ...] = ()
-    records: tuple[str, ...] = ()
-    file: Path | None = None
-    kind: Kind | None = None
-    acknowledged: bool = False
-    request: str | None = None
-
-    def check_alone(self, dry_run: bool) -> None:
-        """Raise `ConfigError` where an earlier request is named together with what makes a new one."""
-        given = {
-            "--subject": self.subjects, "--record": self.records, "--names": self.file, "--kind": self.kind,
-            "--acknowledge": self.acknowledged, "--dry-run": dry_run,
-        }  # fmt: skip
-        used = [flag for flag, value in given.items() if value]
-        if used:
-            raise ConfigError(
-                f"--request and {used[0]} are given together.", "A request keeps its names: plan it alone."
-            )
-
-    def names(self) -> tuple[Kind, tuple[str, ...]]:
-        """What kind of thing is named, and the names; raises `ConfigError` unless it is one kind, and not nothing."""
-        from sordino.unlearn.requests import names_from
-
-        given = {"--subject": self.subjects, "--record": self.records, "--names": self.file}
-        used = [flag for flag, value in given.items() if value]
-        if len(used) != 1:
-            what = "nothing is named" if not used else f"{' and '.join(used)} are given together"
-            raise ConfigError(f"For a request, {what}.", "Give --subject, --record, or a file with --names.")
-        if self.file is not None:
-            return self.kind or "subject", names_from(self.file)
-        if self.kind is not None:
-            raise ConfigError(f"--kind {self.kind} was given without --names.", "It says what is in that file.")
-        return ("subject", self.subjects) if self.subjects else ("record", self.records)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """What is asked of a plan, as it was given."""
-
-    least: Literal["exact", "dp", "approximate"] = "approximate"
-    method: str | None = None
-    settings: tuple[str, ...] = ()
-    search: int = 0
-    epsilon: float | None = None
-    delta: float | None = None
-
-    def policy(self) -> "Policy":
-        """The same, checked: raises `ConfigError`."""
-        from sordino.unlearn.planning import Policy
-
-        if self.search < 0:
-            raise ConfigError(f"--search is {self.search}.", "Give a number of trials, 0 for none.")
-        if self.epsilon is not None and not 0 < self.epsilon < float("inf"):
-            raise ConfigError(f"--epsilon is {self.epsilon}.", "Give a positive number.")
-        if self.delta is not None and not 0 < self.delta < 1:
-            raise ConfigError(f"--delta is {self.delta}.", "Give a probability far below 1 / subjects.")
-        if (self.epsilon is None) != (self.delta is None):
-            raise ConfigError("--epsilon and --delta belong together.", "Give both, or neither.")
-        if self.settings and self.method is None:
-            raise ConfigError("--setting was given without --method.", "Name the method whose settings they are.")
-        return Policy(
-            least=self.least, method=self.method, settings=parsed(self.settings), search=self.search,
-            epsilon=self.epsilon, delta=self.delta,
-        )  # fmt: skip
-
-
-def parsed(words: Sequence[str]) -> dict[str, Any]:
-    """Settings from `name=value`, the values as YAML reads them; raises `ConfigError`."""
-    import yaml
-
-    found: dict[str, Any] = {}
-    for word in words:
-        name, sign, text = word.partition("=")
-        if not sign or not name.isidentifier():
-            raise ConfigError(f"--setting is {word!r}.", "Give name=value, such as learning_rate=1e-4.")
-        if name in found:
-            raise ConfigError(f"--setting {name} was given twice.", "Give it once.")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--setting {word!r} cannot be read.", "Give name=value.") from error
-        # YAML 1.1 takes 1e-4, without a point, for a text.
-        found[name] = _number(value) if isinstance(value, str) else value
-    return found
-
-
-def _number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def _print(value: object) -> None:
@@ -158,7 +60,7 @@ def run_plan(run: Path | None, asked: Asked, wanted: Wanted, *, dry_run: bool, a
     if as_json:
         _print(made)
     else:
-        _show_options(options(deletion, policy, discover(), spent), made.method)
+        show_options(options(deletion, policy, discover(), spent), made.method)
     return 0
 
 
@@ -172,26 +74,12 @@ def _planned(transaction: "Transaction", policy: "Policy", as_json: bool) -> int
         return 0
     spent = transaction.deletions.spent(transaction.run.card.name)
     deletion = transaction.received or transaction.resolved()
-    _show_options(options(deletion, policy, discover(), spent), made.method)
-    of = f"{_counted(made.counts['forget'], 'record')} of {_counted(made.counts['subjects'], 'subject')}"
+    show_options(options(deletion, policy, discover(), spent), made.method)
+    of = f"{counted(made.counts['forget'], 'record')} of {counted(made.counts['subjects'], 'subject')}"
     say(f"request {made.request}: {of} to be forgotten")
     print(made.request)
     say(f"next: `sordino unlearn run {transaction.run.path}`")
     return 0
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
-def _show_options(found: Sequence["Option"], chosen: str) -> None:
-    width = max(len(one.method) for one in found)
-    for one in found:
-        mark = "→" if one.method == chosen else " "
-        share = "" if one.share is None else f"{one.share:.1%} of training anew"
-        told = "; ".join(filter(None, (share, f"promises: {one.promise}")))
-        told = f"not possible. {one.refused}" if one.refused else told
-        say(f"{mark} {one.tier:<11}  {one.method:<{width}}  {told}")
 
 
 def _asked_on(run: Path | None) -> Run:
@@ -238,69 +126,9 @@ def run_verify(
     if as_json:
         _print(found)
     else:
-        _show_verification(found)
-        _say_after(found, transaction)
+        show_verification(found)
+        say_after(found, transaction)
     return EXIT[found.outcome]
-
-
-def _say_after(found: "Verification", transaction: "Transaction") -> None:
-    """What can be done next."""
-    run = transaction.run.path
-    if found.outcome == "fail":
-        say(f"what failed is not certified; with another method: a new request to {transaction.child.path}")
-        return
-    if found.qualification is None and found.tier == "approximate":
-        method = transaction.planned.method
-        say(f"no qualification was cited: `sordino unlearn qualify {run} --method {method}`, then verify again")
-    say(f"next: `sordino unlearn certify {run} --key KEY`")
-
-
-def _show_verification(found: "Verification") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False)
-    table = Table("", *(row.name.replace("_", " ") for row in found.rows), box=None, pad_edge=False)
-    for name, words in _SHOWN_METRICS.items():
-        if any(name in row.metrics for row in found.rows):
-            table.add_row(words, *(_figure(row.metrics.get(name)) for row in found.rows))
-    console.print(table)
-    console.print()
-    for one in found.comparisons:
-        words = one.metric.replace("_", " ")
-        console.print(
-            f"{one.outcome:<13} {words}: {_figure(one.difference)}, allowed ± {one.margin:.3g}", soft_wrap=True
-        )
-    for attack in found.robustness:
-        name = attack.name.replace("_", " ")
-        console.print(f"{'tried':<13} {name}: {_figure(attack.estimate)}", soft_wrap=True, markup=False)
-    for name, why in found.untried.items():
-        console.print(f"{'not tried':<13} {name}: {why}", soft_wrap=True, markup=False)
-    console.print(f"\n[bold]{found.outcome}[/bold]")
-    for reason in found.reasons:
-        console.print(f"  {reason}", soft_wrap=True, markup=False)
-
-
-# Of all metrics those that tell at a glance what was forgotten; the certificate has the others too.
-_SHOWN_METRICS = {
-    "loss": "loss, forgotten",
-    "never_loss": "loss, never trained on",
-    "retain_loss": "loss, staying",
-    "validation_loss": "loss, validation",
-    "auc_calibrated": "AUC, calibrated",
-    "extraction_strength": "extraction strength",
-    "exact_memorisation": "exact memorisation",
-    "rouge_l": "ROUGE-L",
-}
-
-
-def _figure(estimate: "Estimate | None") -> str:
-    """An estimate in little room: where no interval can be had, the figure alone."""
-    if estimate is None:
-        return ""
-    if estimate.value is not None and abs(estimate.low) >= UNBOUNDED:
-        return f"{estimate.value:.3g} (one subject)"
-    return str(estimate)
 
 
 def run_qualify(run: Path | None, method: str, settings: Sequence[str], how: tuple[int, int], as_json: bool) -> int:
@@ -356,7 +184,7 @@ def run_certify(  # noqa: PLR0913 - each is an option of its own
                 stays = "" if one.removable else " [stays]"
                 print(f"{one.kind:<18} {one.path} ({one.bytes:,} bytes){stays}: {one.why}")
         goes = sum(one.removable for one in found)
-        say(f"{_counted(len(found), 'place')} with what was deleted, of which --purge removes {goes}")
+        say(f"{counted(len(found), 'place')} with what was deleted, of which --purge removes {goes}")
         return 0
     path = transaction.certify(key, issuer=issuer, purge=purge)
     if as_json:
@@ -397,7 +225,7 @@ def run_ledger(runs: Path, reconsent: Sequence[str], kind: Kind | None, reason: 
         _print(rows)
         return 0
     for row in rows:
-        print(f"{row.id}  {row.state:<10} {row.changed}  {_counted(row.count, row.kind)} of {row.run}")
+        print(f"{row.id}  {row.state:<10} {row.changed}  {counted(row.count, row.kind)} of {row.run}")
     if not rows:
         say(f"no request was ever made in {runs}")
     return 0
@@ -413,7 +241,7 @@ def _reconsented(runs: Path, names: Sequence[str], kind: Kind, reason: str, as_j
     back = Deletions.open(runs).reconsent(names, kind, reason)
     if as_json:
         _print({"reconsented": back, "kind": kind})
-    say(f"{_counted(back, kind)} may be trained on again")
+    say(f"{counted(back, kind)} may be trained on again")
     return 0
 
 
