@@ -21,6 +21,7 @@ from sordino.model import (
     restore,
     save,
     tokenizer_digest,
+    tokenizer_digest_of,
     weights_digest,
 )
 
@@ -254,3 +255,13 @@ def test_a_tokenizer_without_padding_gets_one(folder):
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     tokenizer = load_tokenizer(ModelConfig(path=str(folder)))
     assert tokenizer.pad_token_id is not None
+
+
+def test_padding_and_truncation_that_a_tokenizer_came_with_are_no_part_of_its_digest():
+    tokenizer = load_tokenizer(ModelConfig())
+    plain = tokenizer_digest_of(tokenizer)
+    tokenizer.backend_tokenizer.enable_truncation(8, stride=2)
+    tokenizer.backend_tokenizer.enable_padding(length=12)
+    before = tokenizer.backend_tokenizer.to_str()
+    assert tokenizer_digest_of(tokenizer) == plain
+    assert tokenizer.backend_tokenizer.to_str() == before  # and they are left as they were

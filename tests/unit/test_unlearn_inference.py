@@ -192,7 +192,7 @@ def test_settings_that_cannot_be_meant_are_refused(deletion, name, settings, mes
 def test_what_has_no_one_adapter_is_refused(deletion, tmp_path):
     run, _ = _made(deletion, "whp", epochs=1)
     again = dataclasses.replace(deletion, run=run)
-    with pytest.raises(UnlearningError, match="several adapters already"):
+    with pytest.raises(UnlearningError, match="several adapters"):
         discover()["uld"].run(again, child_of(again, "uld", **SETTINGS["uld"]))
     with pytest.raises(UnlearningError, match="no record to forget"):
         discover()["whp"].run(dataclasses.replace(deletion, forget=[]), child_of(deletion, "whp", **SETTINGS["whp"]))

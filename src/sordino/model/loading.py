@@ -161,8 +161,18 @@ def tokenizer_digest(model: Model) -> str:
 
 
 def tokenizer_digest_of(tokenizer: Any) -> str:
-    """A digest of a tokenizer's rules."""
-    return digest(tokenizer.backend_tokenizer.to_str(), str(tokenizer.chat_template or ""))
+    """A digest of a tokenizer's rules, whatever padding and truncation it came with: a `Serializer` takes them off."""
+    backend = tokenizer.backend_tokenizer
+    padding, truncation = backend.padding, backend.truncation
+    backend.no_padding()
+    backend.no_truncation()
+    try:
+        return digest(backend.to_str(), str(tokenizer.chat_template or ""))
+    finally:
+        if padding is not None:
+            backend.enable_padding(**padding)
+        if truncation is not None:
+            backend.enable_truncation(**truncation)
 
 
 def weights_digest(folder: Path) -> str:
