@@ -56,7 +56,8 @@ def result(seed, shift):
     made = {
         "tofu": asdict(tofu), "scores": asdict(scores), "settings": {"learning_rate": 0.5},
         "muse": muse, "robustness": found,
-        "cost": {"tokens": 45 if shift else 120, "forwards": 45 if shift else 0, "share": None}, "cpu_seconds": {"forgetting": 10.0 * (1 + seed)},
+        "cost": {"tokens": 45 if shift else 120, "forwards": 45 if shift else 0, "share": None},
+        "cpu_seconds": {"forgetting": 10.0 * (1 + seed)},
         "counts": {"forget": 20, "never": 20, "retain": 20, "validation": 20},
     }  # fmt: skip
     return json.loads(json.dumps(made))
