@@ -1,11 +1,15 @@
 """What benchmarks that fill a page of docs/ share: estimates as text, results that are whole or absent, marks."""
 
+import io
 import json
+import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 NOT_RUN = "not run"
+# Results that took hours stay with the tables that they are in: aggregates, and scores of public texts by number.
+EVIDENCE = Path(__file__).parent / "evidence"
 
 
 def figure(estimate: Mapping[str, Any] | None) -> str:
@@ -31,3 +35,26 @@ def write(page: Path, text: str, marks: tuple[str, str]) -> None:
     if not (found and closed):
         raise SystemExit(f"{page} lacks the lines {start} and {end}")
     page.write_text(f"{before}{start}\n\n{text}\n{end}{after}")
+
+
+def unpack(name: str, out: Path) -> None:
+    """Put the results that are kept of benchmark `name` into `out`, but for those that are there."""
+    archive = EVIDENCE / f"{name}.tar.xz"
+    if not archive.exists():
+        return
+    with tarfile.open(archive) as tar:
+        for member in tar.getmembers():
+            if not (out / member.name).exists():
+                tar.extract(member, out, filter="data")
+
+
+def pack(name: str, out: Path) -> None:
+    """Keep the results in `out` with the tables; the same results make the same archive."""
+    EVIDENCE.mkdir(exist_ok=True)
+    with tarfile.open(EVIDENCE / f"{name}.tar.xz", "w:xz") as tar:
+        for path in sorted(out.glob("*.json")):
+            if path.name.startswith(("full", "tuning")):  # data, and trials
+                continue
+            member = tarfile.TarInfo(path.name)
+            member.size = path.stat().st_size
+            tar.addfile(member, io.BytesIO(path.read_bytes()))

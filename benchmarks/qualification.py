@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from page import NOT_RUN, figure, keep, write
+from page import NOT_RUN, figure, keep, pack, unpack, write
 from unlearning import DATA, MODEL, RATES, ROOT, STEPPING, Cell, started, train
 
 MARKS = ("<!-- figures: made by benchmarks/qualification.py -->", "<!-- end of the qualification -->")
@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="the page that gets the table")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
+    unpack("qualification", options.out)
     if not options.print:
         if not (DATA / MODEL).is_dir():
             raise SystemExit(f"{DATA / MODEL} is not there: set SORDINO_DATA to the folder that holds it")
@@ -88,6 +89,7 @@ def main() -> None:
     print(text)
     if options.write:
         write(options.write, text, MARKS)
+        pack("qualification", options.out)
 
 
 if __name__ == "__main__":

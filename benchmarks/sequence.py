@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from page import NOT_RUN, figure, keep, write
+from page import NOT_RUN, figure, keep, pack, unpack, write
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("SORDINO_DATA", ROOT.parent / "shared"))
@@ -271,6 +271,7 @@ def main() -> None:
     options = parser.parse_args()
     shape = {name: getattr(options, name) for name in ("requests", "every", "authors")}
     options.out.mkdir(parents=True, exist_ok=True)
+    unpack("sequence", options.out)
     if not options.print:
         if not (DATA / MODEL).is_dir():
             raise SystemExit(f"{DATA / MODEL} is not there: set SORDINO_DATA to the folder that holds it")
@@ -285,6 +286,7 @@ def main() -> None:
     print(text)
     if options.write:
         write(options.write, text, MARKS)
+        pack("sequence", options.out)
 
 
 if __name__ == "__main__":

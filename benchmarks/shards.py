@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from page import NOT_RUN, keep, write
+from page import NOT_RUN, keep, pack, unpack, write
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("SORDINO_DATA", ROOT.parent / "shared"))
@@ -242,6 +242,7 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="the page that gets the tables")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
+    unpack("shards", options.out)
     if not options.print:
         if not (DATA / MODEL).is_dir():
             raise SystemExit(f"{DATA / MODEL} is not there: set SORDINO_DATA to the folder that holds it")
@@ -258,6 +259,7 @@ def main() -> None:
     print(text)
     if options.write:
         write(options.write, text, MARKS)
+        pack("shards", options.out)
 
 
 if __name__ == "__main__":

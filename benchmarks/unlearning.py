@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from page import keep, write
+from page import keep, pack, unpack, write
 from unlearning_rows import tables
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -208,6 +208,7 @@ def main() -> None:
     parser.add_argument("--tune", nargs="?", const="forget01", metavar="PART", help="try rates, and print the best")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
+    unpack("unlearning", options.out)
     if not options.print:
         if not (DATA / MODEL).is_dir():
             raise SystemExit(f"{DATA / MODEL} is not there: set SORDINO_DATA to the folder that holds it")
@@ -223,6 +224,7 @@ def main() -> None:
     print(text)
     if options.write:
         write(options.write, text, MARKS)
+        pack("unlearning", options.out)
 
 
 def every(pool: ProcessPoolExecutor, options: argparse.Namespace) -> None:
