@@ -12,7 +12,7 @@ import time
 import pytest
 from deletion_fixtures import config_for, finished, rows_of, sides, text_of
 
-from sordino.deletions import Deletions, leave_out
+from sordino.deletions import Deletions, Marks, leave_out
 from sordino.deletions.chain import Chain
 from sordino.errors import DataError, RunError, UnlearningError
 from sordino.records import load as load_split
@@ -383,3 +383,9 @@ def test_where_nothing_was_ever_deleted_nothing_is_made(tmp_path):
     placed = prepare(config).split
     assert leave_out(placed, config.out, "customer") is placed
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("data", [{}, {"records": [["a", "b"]], "kind": "subject", "unit": "who", "names": []}])
+def test_a_request_that_another_version_wrote_is_told(data):
+    with pytest.raises(RunError, match="cannot be read"):
+        Marks.read(data)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sordino.deletions.chain import Entry
+from sordino.errors import RunError
 from sordino.manifest import content_digests, keyed_digest
 from sordino.records import Example
 from sordino.results import DeletionRequest
@@ -95,9 +96,13 @@ class Marks:
 
     @classmethod
     def read(cls, data: Mapping[str, Any]) -> "Marks":
-        """Those that a line of the ledger holds."""
-        records = tuple((str(name), str(content), int(number)) for name, content, number in data["records"])
-        return cls(kind=data["kind"], unit=data["unit"], names=tuple(data["names"]), records=records)
+        """Those that a line of the ledger holds; raises `RunError` where it is not as this version writes it."""
+        try:
+            records = tuple((str(name), str(content), int(number)) for name, content, number in data["records"])
+            return cls(kind=data["kind"], unit=data["unit"], names=tuple(data["names"]), records=records)
+        except (KeyError, TypeError, ValueError) as error:
+            message = f"A request in the ledger of deletions cannot be read ({type(error).__name__})."
+            raise RunError(message, "Use the version of Sordino that wrote it.") from error
 
     @property
     def written(self) -> dict[str, Any]:
