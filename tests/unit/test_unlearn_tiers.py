@@ -27,7 +27,7 @@ from sordino.unlearn.certificates.checking import check
 from sordino.unlearn.flow import begin
 from sordino.unlearn.methods import discover, named
 from sordino.unlearn.planning import Policy, decide
-from sordino.unlearn.proving import evaluated
+from sordino.unlearn.proving import evaluated, search_of
 from sordino.unlearn.requests import new_request, resolve
 from sordino.unlearn.requests.holdings import holdings
 from sordino.unlearn.requests.purge import purge
@@ -248,6 +248,7 @@ def test_a_search_and_the_verification_see_other_records(base, tmp_path):
         child = transaction.execute()
     assert {path.name for path in child.private.iterdir()} <= OWN
     assert [path.name for path in (child.private / "search").rglob("*") if path.is_file()] == ["trials.json"]
+    assert search_of(child, transaction.planned) == {"budget": 2, "trials": 1}  # nothing was left to be varied
     whole = transaction.resolved()
     judged = evaluated(whole, child, transaction.planned)
     kept = {e.record.id for e in (*judged.never, *judged.validation)}

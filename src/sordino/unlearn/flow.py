@@ -7,6 +7,7 @@ import dataclasses
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -53,6 +54,11 @@ class Transaction:
     def resolved(self) -> Deletion:
         """The request against the records of the run; raises what `resolve` raises."""
         return resolve(self.run, self.request)
+
+    @cached_property
+    def deletion(self) -> Deletion:
+        """The same once it was carried out, when its records change no more: proofs, scores and attacks all ask."""
+        return self.resolved()
 
     def plan(self, policy: Policy) -> UnlearnPlan:
         """Choose the cheapest sufficient tier and write it down; what was planned or failed is planned anew.
@@ -175,7 +181,7 @@ class Transaction:
         path = self.folder / f"scores-{which}.json"
         if not path.exists():
             run = self.run if which == "before" else self.child
-            deletion = evaluated(self.resolved(), self.child, self.planned)
+            deletion = evaluated(self.deletion, self.child, self.planned)
 
             def ticker(name: str, total: int) -> Callable[[int], None]:
                 return self.ticker(f"{which}, {name}", total)

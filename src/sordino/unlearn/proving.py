@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from sordino.unlearn.flow import Transaction
     from sordino.unlearn.requests.holdings import Holding
 
-__all__ = ["Proofs", "certified", "evaluated", "facts_of", "proofs_of", "shown_by", "verified"]
+__all__ = ["Proofs", "certified", "evaluated", "facts_of", "proofs_of", "search_of", "shown_by", "verified"]
 
 _FILE = "proofs.json"
 
@@ -55,7 +55,7 @@ def proofs_of(transaction: "Transaction") -> Proofs:
     """
     path = transaction.folder / _FILE
     if not path.exists():
-        deletion, child = transaction.resolved(), transaction.child
+        deletion, child = transaction.deletion, transaction.child
         before, after = manifest_of(transaction.run), manifest_of(child)
         leaves = sorted({before.leaf(example) for example in deletion.forget})
         made = Proofs(
@@ -147,7 +147,7 @@ def verified(transaction: "Transaction", named: str | None, *, robustness: bool)
     tried: tuple[Robustness, ...] = ()
     untried: Mapping[str, str] = {}
     if robustness:
-        deletion = evaluated(transaction.resolved(), child, plan)
+        deletion = evaluated(transaction.deletion, child, plan)
         folder = transaction.folder / "robustness"
         attacked = measure(child, deletion, folder, say=transaction.say, ticker=transaction.ticker)
         tried, untried = attacked.found, attacked.missing
@@ -193,6 +193,16 @@ def cost_of(child: Run) -> Cost:
     return msgspec.convert(child.card.unlearning["cost"], Cost)
 
 
+def search_of(child: Run, plan: UnlearnPlan) -> dict[str, int]:
+    """The budget of the search that found the settings, and how many trials were made of it; nothing without one."""
+    budget = int(plan.settings.get("search", 0))
+    if not budget:
+        return {}
+    from sordino.unlearn.tuning.trials import read_trials
+
+    return {"budget": budget, "trials": len(read_trials(child))}
+
+
 def listed(found: "tuple[Holding, ...]") -> tuple[Purged, ...]:
     """The purge list of a certificate."""
     return tuple(Purged(path=one.path, kind=one.kind, removed=one.removed) for one in found)
@@ -228,7 +238,7 @@ def certified(transaction: "Transaction", key: Path, *, issuer: str, purge: bool
         qualification=cited(transaction, verification),
         facts=facts_of(child, plan.tier),
         settings=child.card.unlearning["settings"],
-        search=child.card.unlearning.get("search", {}),
+        search=search_of(child, plan),
         issuer=issuer,
     )
     found = holdings(transaction.run, transaction.request)
